@@ -1,0 +1,126 @@
+"""The experiment, on one screen: explore once, improve once, save; until the budget is spent or someone says stop."""
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from dataclasses import replace
+
+from grpo_ray.advantages import with_advantages
+from grpo_ray.canonical import digest_bytes
+from grpo_ray.exam import clearly_worse, examine, favourite, under
+from grpo_ray.population import evolve, plan_waves, with_fitness
+from grpo_ray.protocols import Control, Crew
+from grpo_ray.recipe import Recipe, RunState
+from grpo_ray.scoring import score
+from grpo_ray.types import Adapter, Group, Lesson, LostGroup, Policy, Population, ScoredGroup, Wave
+
+
+async def run(state: RunState, crew: Crew, control: Control) -> RunState:
+    """Take steps until the budget is spent or someone says stop; each is saved before the next.
+
+    With `lag: n` the next n steps are explored meanwhile, each with the policy of n steps before it, always:
+    so generators wait neither for judges nor for the trainer, and the outcome is the same however fast they are.
+    """
+    ahead: deque[asyncio.Task[list[ScoredGroup]]] = deque()
+    turn = asyncio.Lock()
+    try:
+        while state.step < state.recipe.steps and await control.proceed(state):
+            last = min(state.step + state.recipe.lag, state.recipe.steps - 1)
+            for step in range(state.step + len(ahead), last + 1):
+                ahead.append(asyncio.create_task(explore(step, state.policy(step), state.recipe, crew, turn)))
+            groups = await ahead.popleft()
+            state = await control.approve(await improve(state, groups, crew))
+            await crew.store.save_state(state)  # durable only after all of its groups
+    finally:
+        await _abandon(ahead)
+    return state
+
+
+async def explore(step: int, policy: Policy, recipe: Recipe, crew: Crew, turn: asyncio.Lock) -> list[ScoredGroup]:
+    """Groups leave a wave one by one, so a slow judge never idles a generator; `turn` keeps steps in order.
+
+    The turn ends with the sampling: what judges still have to say overlaps with the next step's sampling.
+    """
+    waves = plan_waves(step, policy, crew.tasks.train, recipe)
+    async with asyncio.TaskGroup() as air, turn, asyncio.TaskGroup() as sky:
+        flights = [sky.create_task(fly(wave, step, policy, recipe, crew, air)) for wave in waves]
+    landings = [landing for flight in flights for landing in flight.result()]
+    found = [scored for landing in landings if (scored := landing.result())]
+    return sorted(found, key=lambda scored: scored.group.id)
+
+
+async def fly(
+    wave: Wave, step: int, policy: Policy, recipe: Recipe, crew: Crew, air: asyncio.TaskGroup
+) -> list[asyncio.Task[ScoredGroup | None]]:
+    """Sample one wave; each group goes on to its judges the moment it is whole."""
+    groups = crew.generators.sample(wave, policy.adapter)
+    return [air.create_task(attempt(group, step, recipe, crew)) async for group in groups]
+
+
+async def attempt(group: Group | LostGroup, step: int, recipe: Recipe, crew: Crew) -> ScoredGroup | None:
+    """Save, judge, score, save: rollouts are safe before any judge speaks."""
+    group = await crew.store.save_group(step, group)
+    if isinstance(group, LostGroup):
+        return None
+    evaluations = await crew.judges.evaluate(step, group)
+    return await crew.store.save_scored(step, score(group, evaluations, recipe))
+
+
+async def improve(state: RunState, groups: list[ScoredGroup], crew: Crew) -> RunState:
+    """The same groups make a better adapter and, side by side, a better population."""
+    lessons = with_advantages(groups, state.recipe)
+    await crew.store.save_lessons(state.step, lessons)
+    async with asyncio.TaskGroup() as both:
+        adapter = both.create_task(train(state, lessons, crew))
+        evolved = both.create_task(select(state, groups, crew))
+    return state.next(adapter.result(), evolved.result())
+
+
+async def select(state: RunState, groups: list[ScoredGroup], crew: Crew) -> Population:
+    """Fitness from template-relative advantages, then the next generation."""
+    population = with_fitness(state.population, groups, state.recipe)
+    return await evolve(population, groups, crew.oracle.within(f"{state.step}/evolve"), state.step, state.recipe)
+
+
+async def train(state: RunState, lessons: list[Lesson], crew: Crew) -> Adapter | None:
+    """One update from the lessons that teach something; the bytes are safe before anything names them."""
+    useful = [lesson for lesson in lessons if any(lesson.advantages)]
+    if crew.trainers is None or not useful:
+        return state.adapter
+    update = await crew.trainers.update(state.adapter, useful, state.recipe.seed + state.step)
+    if update.skipped:
+        await crew.store.save_event(state.step, "update_skipped", {"why": update.skipped})
+        return state.adapter
+    old = state.adapter
+    new = Adapter(
+        hash=digest_bytes(update.content.weights, update.content.optimizer),
+        version=old.version + 1 if old else 1,
+        parent=old.hash if old else None,
+        step=state.step,
+        rate_scale=old.rate_scale if old else 1.0,
+    )
+    await crew.store.save_adapter(new, update.content, update.metrics)
+    return await promote(old, new, state, crew)
+
+
+async def promote(old: Adapter | None, new: Adapter, state: RunState, crew: Crew) -> Adapter | None:
+    """The gate: the new adapter, unless it is clearly worse than the old one on the same validation tasks."""
+    gate = state.recipe.gate
+    if not gate.tasks:
+        return new
+    tasks = crew.tasks.validation[: gate.tasks]
+    pairs = under(favourite(state.population, tasks), tasks)
+    before = await examine("validation", pairs, old, state.recipe, crew)
+    after = await examine("validation", pairs, new, state.recipe, crew)
+    if not clearly_worse(before, after, gate.z):
+        return new
+    await crew.store.save_event(state.step, "adapter_refused", {"adapter": new.hash, "kept": old.hash if old else None})
+    return replace(old, rate_scale=old.rate_scale / 2) if old else None
+
+
+async def _abandon(ahead: deque[asyncio.Task[list[ScoredGroup]]]) -> None:
+    for task in ahead:
+        task.cancel()
+    for task in ahead:
+        with suppress(asyncio.CancelledError):
+            await task

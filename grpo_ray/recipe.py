@@ -1,0 +1,172 @@
+"""The recipe: everything a run's outcome depends on, and nothing else. Where and how it runs is the Placement.
+
+These dataclasses are the config file: `settings.py` checks YAML against them, and their comments are its reference.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from grpo_ray.types import Adapter, Policy, Population
+
+STRICT = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """One file of a registry folder and its settings."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighted(Named):
+    """A reward or a mutation: `weight` is its share in the blend, or of the children."""
+
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """How many tasks each split takes; None takes a tenth of what there is (train: the rest)."""
+
+    __pydantic_config__ = STRICT
+    train: int | None = None
+    validation: int | None = None
+    heldout: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSpec:
+    __pydantic_config__ = STRICT
+    group_size: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 128
+    slots: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSpec:
+    """What one step explores: `tasks` tasks, each under `templates` templates; `wave` prompts a wave."""
+
+    __pydantic_config__ = STRICT
+    tasks: int = 8
+    templates: int = 4
+    wave: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvolutionSpec:
+    """How the population changes: its size, children a step (0: prompts stay), and how fast old evidence fades."""
+
+    __pydantic_config__ = STRICT
+    size: int = 12
+    children: int = 2
+    min_trials: int = 6
+    """Tasks a template is compared on before it may be retired."""
+    discount: float = 0.9
+    mutations: tuple[Weighted, ...] = (Weighted(name="set_parameter"), Weighted(name="rewrite"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateSpec:
+    """A new adapter is kept unless it is clearly worse on `tasks` validation tasks (0: no gate)."""
+
+    __pydantic_config__ = STRICT
+    tasks: int = 0
+    z: float = 1.645
+    """How many standard errors worse is "clearly"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OracleSpec:
+    """The endpoint that judges and mutations ask. `base_url: bundled` starts the stand-in server."""
+
+    __pydantic_config__ = STRICT
+    base_url: str = "bundled"
+    model: str = "stand-in"
+    embedding_model: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 16
+    timeout_s: float = 120.0
+    max_tokens: int = 2000
+    temperature: float | None = None
+    """None sends none: reasoning models refuse it."""
+    max_usd: float | None = None
+    usd_per_million: tuple[float, float] = (0.0, 0.0)
+    """Price of a million tokens in, and out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The resolved config of a run."""
+
+    __pydantic_config__ = STRICT
+    name: str = "run"
+    seed: int = 0
+    steps: int = 8
+    lag: int = 0
+    model: str = "bundled:nano"
+    """A folder or a Hugging Face name that mlx-lm loads, or bundled:nano."""
+    prompts: str = "prompts.json"
+    tasks: tuple[Named, ...]
+    splits: Splits = Splits()
+    sampling: SamplingSpec = SamplingSpec()
+    plan: PlanSpec = PlanSpec()
+    generator: Named = Named(name="mlx")
+    judges: tuple[Named, ...] = (Named(name="verifier"),)
+    rewards: tuple[Weighted, ...] = (Weighted(name="verified"),)
+    evolution: EvolutionSpec = EvolutionSpec()
+    trainer: Named | None = Named(name="mlx_lora")
+    """None: the weights stay."""
+    gate: GateSpec = GateSpec()
+    oracle: OracleSpec = OracleSpec()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where and how a run runs; nothing here changes its outcome, so a resume may change it."""
+
+    __pydantic_config__ = STRICT
+    generators: int = 1
+    judges: int = 1
+    ray: Literal["local", "auto"] | str = "local"
+    """local: a Ray of its own; auto or HOST:PORT: a cluster that runs already; off: all in this process."""
+    storage: str = "embedded"
+    """embedded, memory, or postgresql://… of a server that has pgvector."""
+    home: str = "~/.grpo-ray"
+    control_port: int = 8765
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A config file: a recipe and, under `placement`, where it runs."""
+
+    __pydantic_config__ = STRICT
+    recipe: Recipe
+    placement: Placement = Placement()
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """All that lives from one step to the next. `policies` are those of the last `lag + 1` steps, oldest first."""
+
+    run: str
+    step: int
+    recipe: Recipe
+    population: Population
+    adapter: Adapter | None
+    policies: tuple[Policy, ...]
+
+    def policy(self, step: int) -> Policy:
+        """What `step` explores with: the policy of `max(0, step − lag)`; `step` is at most `self.step + lag`."""
+        first = self.step - len(self.policies) + 1
+        return self.policies[max(0, step - self.recipe.lag) - first]
+
+    def next(self, adapter: Adapter | None, population: Population) -> "RunState":
+        policies = (*self.policies, Policy(population, adapter))[-(self.recipe.lag + 1) :]
+        return RunState(self.run, self.step + 1, self.recipe, population, adapter, policies)
