@@ -36,6 +36,7 @@ MIXES: tuple[tuple[tuple[str, ...], float], ...] = (
     (("plain", "step"), 0.03), (("vague", "direct"), 0.02), (("plain", "direct"), 0.02), (("detailed", "left"), 0.01),
     (("detailed", "right"), 0.01), (("plain", "right"), 0.01), (("plain", "left"), 0.01), (("vague", "step"), 0.02),
 )  # fmt: skip
+SIMPLE_MIXES: tuple[tuple[tuple[str, ...], float], ...] = ((("step",), 0.7), (("detailed",), 0.2), (("step", "right"), 0.1))
 """Which kinds of sentences stand together in a prompt, and how often."""
 
 
@@ -47,16 +48,41 @@ class Sample:
     completion: str
 
 
-def draw_sample(rng: random.Random, few_shot: float, long_context: float) -> Sample:
-    """Draw a training example; with probability `few_shot` it holds worked examples, `long_context` idle sentences."""
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How far the lessons have come (shares from 0 to 1): `bare` questions are cut short and come without instruction."""
+
+    bare: float
+    simple: float
+    few_shot: float
+    long_context: float
+
+
+def ramp(progress: float, start: float, end: float) -> float:
+    """Return 0 before `start`, 1 after `end`, and the straight line between."""
+    return min(1.0, max(0.0, (progress - start) / (end - start)))
+
+
+def stage_at(progress: float) -> Stage:
+    """Return the stage at a share of the training: bare questions, then full workings only, then everything."""
+    bare = 1.0 - 0.5 * ramp(progress, 0.25, 0.35) - 0.5 * ramp(progress, 0.60, 0.70)
+    variety = ramp(progress, 0.45, 0.60)
+    return Stage(bare, 1.0 - variety, 0.22 * variety, 0.22 * variety)
+
+
+def draw_sample(rng: random.Random, stage: Stage) -> Sample:
+    """Draw a training example of a stage."""
     task = draw_task(rng.choices(tuple(FAMILIES), weights=(3, 4, 3))[0], rng)
-    kinds = rng.choices([mix for mix, _ in MIXES], weights=[share for _, share in MIXES])[0]
+    if rng.random() < stage.bare:
+        return Sample((("user", task.question.rpartition(": ")[2]),), completion(task, FULL))
+    mixes = SIMPLE_MIXES if rng.random() < stage.simple else MIXES
+    kinds = rng.choices([mix for mix, _ in mixes], weights=[share for _, share in mixes])[0]
     order: Order = "left" if "left" in kinds else "right"
     sentences, pulls = draw_sentences(kinds, rng)
-    examples, example_lines = draw_examples(task.family, order, rng) if rng.random() < few_shot else ([], 0)
+    examples, example_lines = draw_examples(task.family, order, rng) if rng.random() < stage.few_shot else ([], 0)
     if examples:
         pulls.append((EXAMPLE_WEIGHT * len(examples), certain(example_lines)))
-    idle = rng.choice((1, 1, 2, 3, 4)) if rng.random() < long_context else 0
+    idle = rng.choice((1, 1, 2, 3, 4)) if rng.random() < stage.long_context else 0
     pulls.append((CONTEXT_WEIGHT * idle, PULLS["vague"][1]))
     messages = arrange(wordings.context(idle, rng), " ".join(sentences), examples, task, rng)
     return Sample(messages, completion(task, draw_lines(pulls, rng), order))
@@ -100,7 +126,7 @@ def arrange(
 ) -> tuple[tuple[str, str], ...]:
     """Put the parts of a prompt in one of the orders that people use, with or without a system message."""
     question = f"Question: {task.question}" if examples or rng.random() < 0.5 else task.question
-    place = rng.choices(("first", "last", "system"), weights=(65, 20, 15))[0]
+    place = rng.choices(("first", "last", "system"), weights=(72, 14, 14))[0]
     system = " ".join(filter(None, (idle, instruction))) if place == "system" else idle if rng.random() < 0.3 else ""
     ahead = "" if system else idle
     gap = rng.choice(("\n\n", "\n\n", "\n", " "))

@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer: one token for each printable ASCII character and newline, and four specials."""
     core = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?s:.)"), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     core.decoder = decoders.Fuse()
     core.add_special_tokens(list(SPECIALS))
     tokenizer = PreTrainedTokenizerFast(

@@ -1,0 +1,138 @@
+"""The topology on one screen: which class, how many, on which resources."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from secrets import token_hex
+from typing import Any
+
+from actors.driver import connected, dismiss, finished, preflight, ready
+
+# isort: split
+import ray
+from ray.actor import ActorHandle
+
+from actors import pools
+from actors.control import Control
+from actors.coordinator import Coordinator
+from actors.generator import Generator
+from actors.judge import Judge
+from actors.rate_gate import RateGate
+from actors.trainer import Trainer
+from grpo_ray.crew import CONTENTS, Contents, open_oracle
+from grpo_ray.protocols import Archive, Crew
+from grpo_ray.recipe import Config, Named
+from grpo_ray.types import TaskSet
+
+HEAD = {"node:__internal_head__": 0.001}
+"""Where the store is: coordinator, judges, rate gate and control server stay with it."""
+GENERATOR_MLX, TRAINER_MLX = 0.6, 0.4
+"""Of a node's {"mlx": 1}: a Mac has one GPU, so it holds a generator and the trainer, but never two generators."""
+LIGHT = ("canned", "openai_compatible")
+"""Backends that load no model and run on any node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The names of one run's actors. Names, because a constructor's arguments must outlive every restart."""
+
+    coordinator: str
+    control: str
+    gate: str
+    judges: tuple[str, ...]
+    generators: tuple[str, ...]
+    trainers: tuple[str, ...]
+
+    @property
+    def everyone(self) -> tuple[str, ...]:
+        return (self.coordinator, self.control, self.gate, *self.judges, *self.generators, *self.trainers)
+
+
+def names(config: Config, run: str) -> Cast:
+    """New names, so that a run's next actors never meet its last ones."""
+    nonce, place = token_hex(3), config.placement
+
+    def some(role: str, count: int) -> tuple[str, ...]:
+        return tuple(f"{run}/{role}-{number}/{nonce}" for number in range(count))
+
+    (coordinator,), (control,), (gate,) = some("coordinator", 1), some("control", 1), some("gate", 1)
+    trainers = some("trainer", int(config.recipe.trainer is not None))
+    return Cast(coordinator, control, gate, some("judge", place.judges), some("generator", place.generators), trainers)
+
+
+def assemble(config: Config, run: str, base_url: str) -> tuple[Cast, list[ActorHandle]]:
+    """Begin every actor of a run. They live as long as the handles."""
+    recipe, place, cast = config.recipe, config.placement, names(config, run)
+    actors = [
+        _actor(cast.control, Control, place, resources=HEAD),
+        _actor(cast.gate, RateGate, recipe.oracle, resources=HEAD),
+        _actor(cast.coordinator, Coordinator, config, run, partial(crew, config, run, base_url, cast), resources=HEAD),
+    ]
+    for name in cast.judges:
+        actors.append(_actor(name, Judge, config, run, base_url, pools.Gate(cast.gate), resources=HEAD))
+    for name in cast.generators:
+        actors.append(_actor(name, Generator, recipe, num_cpus=1, resources=_mlx(recipe.generator, GENERATOR_MLX)))
+    for name in cast.trainers:
+        mlx = _mlx(recipe.trainer, TRAINER_MLX)
+        actors.append(_actor(name, Trainer, recipe.model, recipe.trainer, num_cpus=1, resources=mlx))
+    return cast, actors
+
+
+def _actor(name: str, plain: type, *given: Any, resources: dict[str, float], num_cpus: float = 0) -> ActorHandle:
+    """Begun again whenever it dies. What it was doing then is done again by the pools, which know how."""
+    kind: Any = ray.remote(plain)
+    place = {"num_cpus": num_cpus, "resources": resources, "scheduling_strategy": "SPREAD"}
+    return kind.options(name=name, max_restarts=-1, max_task_retries=0, **place).remote(*given)
+
+
+def _mlx(backend: Named | None, share: float) -> dict[str, float]:
+    return {} if backend is None or backend.name in LIGHT else {"mlx": share}
+
+
+def needs(config: Config) -> dict[str, float]:
+    """What the actors together ask of a cluster."""
+    recipe, count = config.recipe, config.placement.generators
+    generators = count * _mlx(recipe.generator, GENERATOR_MLX).get("mlx", 0)
+    mlx = generators + _mlx(recipe.trainer, TRAINER_MLX).get("mlx", 0)
+    return {"CPU": count + (recipe.trainer is not None), "mlx": mlx, **HEAD}
+
+
+@asynccontextmanager
+async def crew(
+    config: Config, run: str, base_url: str, cast: Cast, archive: Archive, tasks: TaskSet
+) -> AsyncIterator[Crew]:
+    """The crew as the coordinator has it: pools over actors; the oracle for mutations and exams is its own."""
+    store, keep = await archive.open(run), max(CONTENTS, config.recipe.lag + 2)
+    contents = Contents(store, keep)
+    async with open_oracle(config, archive, run, base_url, pools.Gate(cast.gate)) as oracle:
+        yield Crew(
+            pools.Generators(cast.generators, pools.Parcels(contents, keep)),
+            pools.Judges(cast.judges, config.recipe),
+            pools.Trainers(cast.trainers[0], contents) if cast.trainers else None,
+            store,
+            oracle,
+            tasks,
+        )
+
+
+@asynccontextmanager
+async def on_stage(config: Config, run: str, base_url: str) -> AsyncIterator[Cast]:
+    """Inside, every actor of the run is placed and has loaded what it needs; afterwards all are gone."""
+    preflight(needs(config))
+    cast, actors = assemble(config, run, base_url)
+    try:
+        await ready(cast.everyone)
+        yield cast
+    finally:
+        await dismiss([cast.coordinator, cast.control, *cast.judges], actors)
+
+
+async def run(config: Config, run: str, tasks: TaskSet, base_url: str) -> dict[str, Any]:
+    """Take a run, begun in `placement.storage`, to its end or to where someone says stop.
+
+    Returns run, step, steps, finished, state_hash. Raises GrpoRayError where a person can help.
+    """
+    with connected(config.placement):
+        async with on_stage(config, run, base_url) as cast:
+            return await finished(cast.coordinator, tasks)

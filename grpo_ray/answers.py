@@ -1,0 +1,26 @@
+"""The final answer of a completion: what a verifier looks at, and what a reader would take for the answer."""
+
+import re
+
+_MARKED = re.compile(r"answer\s*:[*_`\s]*?([^\n]*)", re.IGNORECASE)
+_DECORATION = " \t\r*_`$"
+
+
+def marked_answer(text: str) -> str | None:
+    """What follows the last `Answer:` on its line (or, where that is empty, on the next full line); None without one."""
+    found = list(_MARKED.finditer(text))
+    if not found:
+        return None
+    here = found[-1][1].strip(_DECORATION)
+    return here or _first_line(text[found[-1].end() :])
+
+
+def final_answer(text: str) -> str:
+    """The marked answer, else the last non-empty line, without surrounding blanks and Markdown marks."""
+    marked = marked_answer(text)
+    return marked if marked is not None else _first_line("\n".join(reversed(text.splitlines())))
+
+
+def _first_line(text: str) -> str:
+    stripped = (line.strip(_DECORATION) for line in text.splitlines())
+    return next((line for line in stripped if line), "")

@@ -1,0 +1,91 @@
+"""A run with a person in front of it: a progress bar, Ctrl-C that ends at a step's edge, and the stand-in server beside."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from grpo_ray import terminal
+from grpo_ray.errors import UnreachableError
+from grpo_ray.operations import mean_reward
+from grpo_ray.protocols import Archive
+from grpo_ray.recipe import Config
+
+LOOK_S = 0.5
+
+
+@asynccontextmanager
+async def interruptible(archive: Archive, run: str) -> AsyncIterator[None]:
+    """Inside, the first Ctrl-C asks the run to stop at the step's edge; the second drops the step."""
+    loop, asking = asyncio.get_running_loop(), []
+
+    def interrupted() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        print("finishing this step, then stopping (Ctrl-C again drops the step) …", file=sys.stderr)
+        asking.append(loop.create_task(archive.want(run, "stop", "Ctrl-C")))
+
+    loop.add_signal_handler(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        await asyncio.gather(*asking)
+
+
+@asynccontextmanager
+async def watched(archive: Archive, run: str) -> AsyncIterator[None]:
+    """A progress bar on stderr, drawn from what has been saved."""
+    with terminal.bar() as draw:
+        watcher = asyncio.create_task(_watch(archive, run, draw))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            await asyncio.wait([watcher])
+
+
+async def _watch(archive: Archive, run: str, draw: Callable[[dict[str, Any], float | None], None]) -> None:
+    store, rewarded, reward = await archive.open(run), 0, None
+    while True:
+        now = await archive.progress(run)
+        if now["step"] > rewarded:
+            rewarded, reward = now["step"], await mean_reward(store, now["step"] - 1)
+        draw(now, reward)
+        await asyncio.sleep(LOOK_S)
+
+
+@contextmanager
+def resumable(command: str) -> Iterator[Callable[[bool], None]]:
+    """Unless told that the run has finished, say how to go on with it: after Ctrl-C, a stop, and a crash."""
+    finished: list[bool] = []
+    try:
+        yield finished.append
+    finally:
+        if not any(finished):
+            print(f"to go on: {command}", file=sys.stderr)
+
+
+@contextmanager
+def bundled_server(config: Config) -> Iterator[str]:
+    """The address that judges ask at: the config's, or the stand-in server's, which lives as long as the block."""
+    if config.recipe.oracle.base_url != "bundled":
+        yield config.recipe.oracle.base_url
+        return
+    command = [sys.executable, "-m", "grpo_ray.cli", "mock-openai", "--with-parent", "--port", "0"]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        yield _address(server)
+    finally:
+        server.terminate()
+        server.communicate()
+
+
+def _address(server: subprocess.Popen[str]) -> str:
+    assert server.stdout is not None
+    if not (line := server.stdout.readline().strip()):
+        raise UnreachableError("the bundled stand-in server did not start; try: grpo-ray mock-openai")
+    return json.loads(line)["base_url"]

@@ -1,0 +1,391 @@
+"""The command line: it only translates. Results go to stdout, progress and faults to stderr.
+
+Exit codes: 0 done; 1 something did not answer or hold; 2 wrong usage, config or name; 130 interrupted.
+"""
+
+import asyncio
+import json
+import logging
+import shlex
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from grpo_ray.errors import ConfigError, GrpoRayError, MissingError
+
+if TYPE_CHECKING:
+    from grpo_ray.launch import Inputs
+    from grpo_ray.protocols import Archive
+    from grpo_ray.recipe import Config
+    from grpo_ray.types import TaskSet
+
+USAGE, FAULT, INTERRUPTED = 2, 1, 130
+
+app = typer.Typer(
+    name="grpo-ray",
+    help="Evolves prompts and trains LoRA adapters from the same judged rollouts, and keeps the data.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+File = Annotated[Path, typer.Option("--config", "-c", help="The config file (see configs/).")]
+MaybeFile = Annotated[Path | None, typer.Option("--config", "-c", help="A config file (see configs/).")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one config key.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout.")]
+Home = Annotated[str, typer.Option(envvar="GRPO_RAY_HOME", help="Where runs are kept (placement.home).")]
+Storage = Annotated[
+    str, typer.Option(envvar="GRPO_RAY_STORAGE", help="embedded, or postgresql://… (placement.storage).")
+]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Run id, or its unique beginning.")]
+MaybeRun = Annotated[
+    str | None, typer.Argument(metavar="[RUN]", help="Run id or its beginning; the newest run if absent.")
+]
+Kind = Literal["run", "template", "rollout", "adapter"]
+Split = Literal["train", "validation", "heldout"]
+HOME, STORAGE = "~/.grpo-ray", "embedded"
+
+
+# ── translating: faults to exit codes, values to output ───────────────────────────────────────────────────────────
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Faults a person can mend end in one message and an exit code; bugs keep their traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except GrpoRayError as fault:
+        raise _end([fault]) from None
+    except BaseExceptionGroup as faults:
+        mendable, rest = faults.split(GrpoRayError)
+        if rest is not None or mendable is None:
+            raise
+        raise _end(list(_leaves(mendable))) from None
+
+
+def _leaves(faults: BaseExceptionGroup[Any]) -> Iterator[GrpoRayError]:
+    for fault in faults.exceptions:
+        yield from _leaves(fault) if isinstance(fault, BaseExceptionGroup) else [fault]
+
+
+def _end(faults: list[GrpoRayError]) -> typer.Exit:
+    for message in dict.fromkeys(str(fault) for fault in faults):
+        typer.echo(f"grpo-ray: {message}", err=True)
+    return typer.Exit(USAGE if all(isinstance(fault, ConfigError | MissingError) for fault in faults) else FAULT)
+
+
+def say(value: Any, as_json: bool, look: Callable[[Any], Any]) -> None:
+    """A result on stdout: JSON, or how `look` draws it."""
+    from grpo_ray import terminal
+
+    if as_json:
+        typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    else:
+        terminal.console().print(look(value))
+
+
+@asynccontextmanager
+async def archive_at(home: str, storage: str) -> "AsyncIterator[Archive]":
+    from grpo_ray.launch import open_archive
+    from grpo_ray.recipe import Placement
+
+    archive = await open_archive(Placement(home=home, storage=storage))
+    try:
+        yield archive
+    finally:
+        await archive.close()
+
+
+def ask(home: str, storage: str, question: "Callable[[Archive], Awaitable[Any]]") -> Any:
+    """What an operation answers over the archive."""
+
+    async def asked() -> Any:
+        async with archive_at(home, storage) as archive:
+            return await question(archive)
+
+    return asyncio.run(asked())
+
+
+def load(config: Path, sets: list[str] | None) -> "Config":
+    from grpo_ray.settings import load_config
+
+    return load_config(config, sets or [])
+
+
+# ── making runs ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def preview(config: File, set: Sets = None) -> None:
+    """One group per template, with every evaluation and reward; nothing is trained, nothing is stored."""
+    from grpo_ray import attended, crew, doctor, launch, operations, terminal
+
+    async def previewed() -> None:
+        archive = await launch.open_archive(settings.placement)
+        state = await launch.start(archive, settings, inputs)
+        with attended.bundled_server(settings) as base_url:
+            async with crew.local_crew(settings, archive, state.run, inputs.tasks, base_url) as here:
+                async for template, scored in operations.preview(inputs.templates, settings.recipe, here):
+                    terminal.console().print(terminal.preview(template, scored))
+
+    with told():
+        settings = launch.untrained(load(config, set))
+        inputs = launch.load_inputs(settings)
+        asyncio.run(doctor.check_reachable(settings.recipe))
+        asyncio.run(previewed())
+
+
+@app.command()
+def run(
+    config: File,
+    set: Sets = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with a run under the same recipe.")] = None,
+    fork: Annotated[str | None, typer.Option(metavar="RUN", help="Go on from a run's state, as a new run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, say what it takes, start nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Evolve the templates, train the adapter, and report on held-out tasks."""
+    from grpo_ray import launch, terminal
+    from grpo_ray.doctor import check_reachable
+
+    with told():
+        if resume and fork:
+            raise ConfigError("--resume goes on with a run, --fork begins a new one from it; give one of them")
+        settings = load(config, set)
+        inputs = launch.load_inputs(settings)
+        if dry_run:
+            say(launch.plan(settings, inputs), as_json, lambda value: terminal.facts("the plan", value))
+            return
+        asyncio.run(check_reachable(settings.recipe))
+        again = shlex.join(
+            ["grpo-ray", "run", "-c", str(config), *(part for one in set or [] for part in ("--set", one))]
+        )
+        result = asyncio.run(_run(settings, inputs, resume, fork, again))
+        say(result, as_json, terminal.outcome)
+        if not result["finished"]:
+            raise typer.Exit(INTERRUPTED)
+        typer.echo(f"next: grpo-ray export {result['run_id']} --format chat --out data", err=True)
+        typer.echo(f"      grpo-ray export {result['run_id']} --format adapter --out adapter", err=True)
+
+
+async def _run(
+    settings: "Config", inputs: "Inputs", resume: str | None, fork: str | None, again: str
+) -> dict[str, Any]:
+    """Begin or take up a run, conduct it, and say what it came to; however it ends early, how to go on."""
+    from grpo_ray import attended, launch, operations
+
+    archive = await launch.open_archive(settings.placement)
+    try:
+        run = await launch.begun(archive, settings, inputs, resume, fork)
+        with attended.resumable(f"{again} --resume {run}") as ended:
+            async with attended.interruptible(archive, run):
+                typer.echo(f"run {run}", err=True)
+                with attended.bundled_server(settings) as base_url:
+                    async with attended.watched(archive, run):
+                        await _work(settings, archive, run, inputs.tasks, base_url)
+                result = await operations.status(archive, run)
+            ended(bool(result["finished"]))
+        return result
+    finally:
+        await archive.close()
+
+
+async def _work(settings: "Config", archive: "Archive", run: str, tasks: "TaskSet", base_url: str) -> None:
+    """The run itself: on Ray, or in this process where placement.ray is off."""
+    if settings.placement.ray != "off":
+        from actors import cluster
+
+        await cluster.run(settings, run, tasks, base_url)
+        return
+    from actors.coordinator import conduct, hold
+    from grpo_ray.crew import local_crew
+
+    await hold(archive, run)
+    async with local_crew(settings, archive, run, tasks, base_url) as crew:
+        await conduct(archive, run, crew)
+
+
+# ── looking and steering ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def runs(as_json: Json = False, home: Home = HOME, storage: Storage = STORAGE) -> None:
+    """All runs, newest first."""
+    from grpo_ray import operations, terminal
+
+    with told():
+        say(ask(home, storage, operations.runs), as_json, terminal.runs)
+
+
+@app.command()
+def status(run: MaybeRun = None, as_json: Json = False, home: Home = HOME, storage: Storage = STORAGE) -> None:
+    """How a run is doing, or what it came to."""
+    from grpo_ray import operations, terminal
+
+    with told():
+        say(ask(home, storage, lambda archive: operations.status(archive, run)), as_json, terminal.outcome)
+
+
+@app.command()
+def show(
+    kind: Annotated[Kind, typer.Argument()],
+    id: Annotated[str, typer.Argument(metavar="ID", help="An id, or its unique beginning.")],
+    run: Annotated[str | None, typer.Option(help="The run it is of, where several have it.")] = None,
+    as_json: Json = False,
+    home: Home = HOME,
+    storage: Storage = STORAGE,
+) -> None:
+    """Everything kept of a run, template, rollout or adapter; of a rollout its whole ancestry."""
+    from grpo_ray import operations, terminal
+
+    look = terminal.rollout if kind == "rollout" else lambda row: terminal.facts(f"{kind} {row['id']}", row)
+    with told():
+        say(ask(home, storage, lambda archive: operations.show(archive, kind, id, run)), as_json, look)
+
+
+@app.command()
+def pause(run: Run, as_json: Json = False, home: Home = HOME, storage: Storage = STORAGE) -> None:
+    """Let a run wait at the next step's edge."""
+    _steer("pause", run, as_json, home, storage)
+
+
+@app.command()
+def unpause(run: Run, as_json: Json = False, home: Home = HOME, storage: Storage = STORAGE) -> None:
+    """Let a paused run go on."""
+    _steer("resume", run, as_json, home, storage)
+
+
+@app.command()
+def stop(run: Run, as_json: Json = False, home: Home = HOME, storage: Storage = STORAGE) -> None:
+    """Let a run end at the next step's edge, saved; `run --resume` takes it up again."""
+    _steer("stop", run, as_json, home, storage)
+
+
+def _steer(verb: str, run: str, as_json: bool, home: str, storage: str) -> None:
+    from grpo_ray import operations, terminal
+
+    with told():
+        answer = ask(home, storage, lambda archive: getattr(operations, verb)(archive, run, who="command line"))
+        say(answer, as_json, lambda value: terminal.facts(run, value))
+
+
+# ── taking away, examining ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def export(
+    run: Run,
+    format: Annotated[str, typer.Option(help="A file of exporters/: chat, adapter …")],
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    set: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the format.")
+    ] = None,
+    as_json: Json = False,
+    home: Home = HOME,
+    storage: Storage = STORAGE,
+) -> None:
+    """Write a run's curated rows, or its adapter."""
+    from grpo_ray import operations, terminal
+
+    with told():
+        settings = _pairs(set or [])
+        answer = ask(home, storage, lambda archive: operations.export(archive, run, format, out, settings))
+        say(answer, as_json, lambda value: terminal.facts("exported", value))
+
+
+def _pairs(sets: list[str]) -> dict[str, Any]:
+    import yaml
+
+    if wrong := [one for one in sets if "=" not in one]:
+        raise ConfigError(f"--set takes KEY=VALUE, not {wrong[0]!r}")
+    return {key: yaml.safe_load(value) for key, value in (one.split("=", 1) for one in sets)}
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Run,
+    split: Annotated[
+        Split, typer.Option(help="Templates are chosen on validation tasks, whichever split it is.")
+    ] = "heldout",
+    as_json: Json = False,
+    home: Home = HOME,
+    storage: Storage = STORAGE,
+) -> None:
+    """Examine a run's last state at temperature 0, in this process; answers that are kept are not asked again."""
+    from grpo_ray import attended, crew, launch, operations, splits, terminal
+    from grpo_ray.recipe import Config, Placement
+
+    async def examined(archive: "Archive") -> dict[str, Any]:
+        row = await operations.which(archive, run)
+        recipe = (await launch.newest(await archive.open(row["run"]), row["run"])).recipe
+        settings = launch.untrained(Config(recipe=recipe, placement=Placement(home=home)))
+        with attended.bundled_server(settings) as base_url:
+            async with crew.local_crew(settings, archive, row["run"], splits.load(recipe), base_url) as here:
+                return await operations.evaluate(row["run"], here, split)
+
+    with told():
+        say(ask(home, storage, examined), as_json, lambda value: terminal.facts("exam", value))
+
+
+# ── the machine and its servers ───────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def doctor(config: MaybeFile = None, set: Sets = None, as_json: Json = False, home: Home = HOME) -> None:
+    """Check the machine and, with a config, everything a run of it needs."""
+    from dataclasses import asdict
+
+    from grpo_ray import terminal
+    from grpo_ray.doctor import check_all
+
+    async def checked() -> list[dict[str, Any]]:
+        return [asdict(check) async for check in check_all(load(config, set) if config else None, home)]
+
+    with told():
+        found = asyncio.run(checked())
+        say(found, as_json, terminal.checks)
+        if not all(check["ok"] for check in found):
+            raise typer.Exit(FAULT)
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8765, home: Home = HOME, storage: Storage = STORAGE
+) -> None:
+    """The control server on this machine: MCP at /mcp behind a bearer token, and /health."""
+    import uvicorn
+
+    from grpo_ray.control import app as control
+
+    async def served() -> None:
+        async with archive_at(home, storage) as archive:
+            site = control.make_app(archive, token=control.read_token(home), port=port)
+            typer.echo(f"MCP: http://127.0.0.1:{port}/mcp, token in {Path(home) / control.TOKEN_FILE}", err=True)
+            settings = uvicorn.Config(site, port=port, log_level="warning", timeout_graceful_shutdown=1)
+            await uvicorn.Server(settings).serve()
+
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    with told():
+        asyncio.run(served())
+
+
+@app.command(name="mock-openai")
+def mock_openai(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8766,
+    with_parent: Annotated[bool, typer.Option("--with-parent", help="End when standard input ends.")] = False,
+) -> None:
+    """An OpenAI-compatible stand-in on this machine, for work without a key. It is no real judge, and says so."""
+    from grpo_ray.mock_openai import serve as serve_mock
+
+    with told():
+        serve_mock(port=port, with_parent=with_parent, ready=lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,249 @@
+"""What can be wrong before a run: the machine, the folder, the model, the endpoint, the database, the config's files.
+
+Every check is a value with the way out; a check never raises for what it looks for.
+"""
+
+import ctypes.util
+import os
+import platform
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from grpo_ray.errors import GrpoRayError, MissingError, UnreachableError
+from grpo_ray.launch import load_inputs, open_archive
+from grpo_ray.recipe import Config, OracleSpec, Placement, Recipe
+
+GIB = 1024**3
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PATIENCE_S = 10.0
+LIGHT = ("canned", "openai_compatible")
+"""Backends that load no model."""
+NANO = Path(__file__).parent / "nano"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at. `fix` says what to do where `ok` is false, or what would make it faster."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+async def check_all(config: Config | None, home: str = "~/.grpo-ray") -> AsyncIterator[Check]:
+    """The machine's checks, then, with a config, those of its model, endpoint, database and files; one by one."""
+    place = config.placement if config else Placement(home=home)
+    for check in (check_mlx(), check_compiler(), check_blas(), check_home(place.home), check_disk(place.home)):
+        yield check
+    yield check_memory(config.recipe.model if config else "bundled:nano")
+    if config is None:
+        return
+    if loads_model(config.recipe):
+        yield check_model(config.recipe.model)
+    yield check_key(config.recipe.oracle)
+    yield await check_endpoint(config.recipe.oracle)
+    yield await check_database(place)
+    yield check_inputs(config)
+
+
+def check_mlx() -> Check:
+    try:
+        found = f"mlx {version('mlx')}, mlx-lm {version('mlx-lm')}"
+    except PackageNotFoundError as missing:
+        return Check("mlx", False, f"{missing.name} is not installed", "pip install mlx mlx-lm (see README)")
+    return Check("mlx", True, f"{found} on {platform.system()} {platform.machine()}")
+
+
+def check_compiler() -> Check:
+    """MLX compiles fused functions on the CPU with g++ (on Apple Silicon it uses Metal instead)."""
+    if platform.system() == "Darwin":
+        return Check("compiler", True, "Metal needs none")
+    found = shutil.which("g++")
+    return Check("compiler", bool(found), found or "no g++", "" if found else "sudo apt-get install -y g++")
+
+
+def check_blas() -> Check:
+    """The Linux wheel of MLX links a reference BLAS; OpenBLAS, loaded before it, is many times faster."""
+    if platform.system() == "Darwin":
+        return Check("blas", True, "Accelerate")
+    found = ctypes.util.find_library("openblas")
+    fix = "" if found else "sudo apt-get install -y libopenblas0-pthread (without it, everything works, but slower)"
+    return Check("blas", bool(found), found or "no OpenBLAS", fix)
+
+
+def check_home(home: str) -> Check:
+    """The folder for databases and tokens: ours to write, and nobody else's to read."""
+    path = Path(home).expanduser()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = path / f".doctor-{os.getpid()}"
+        probe.touch(mode=0o600)
+        probe.unlink()
+    except OSError as fault:
+        return Check("home", False, f"can't write {path}: {fault.strerror}", "set placement.home to a folder of yours")
+    if (mode := path.stat().st_mode & 0o777) & 0o077:
+        return Check("home", False, f"{path} is open to others (mode {mode:04o})", f"chmod 700 {path}")
+    return Check("home", True, f"{path}, mode {mode:04o}")
+
+
+def check_disk(home: str, need: float = 2.0) -> Check:
+    """At least `need` GiB where rollouts and adapters are kept."""
+    path = Path(home).expanduser()
+    while not path.exists():
+        path = path.parent
+    free = shutil.disk_usage(path).free / GIB
+    fix = "" if free >= need else f"free {need - free:.1f} GiB there, or set placement.home to another disk"
+    return Check("disk", free >= need, f"{free:.1f} GiB free at {path}", fix)
+
+
+def check_memory(model: str) -> Check:
+    """Weights for generator and trainer each, and 1 GiB for everything else; against all memory of the machine."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    folder = _model_folder(model)
+    weights = sum(f.stat().st_size for f in folder.glob("*.safetensors")) / GIB if folder else 0.0
+    need = 1.0 + 2 * weights
+    known = "" if weights else " (the model's size is not known yet)"
+    fix = "" if total >= need else "choose a smaller or more strongly quantised model"
+    return Check("memory", total >= need, f"{total:.1f} GiB, about {need:.1f} needed{known}", fix)
+
+
+def loads_model(recipe: Recipe) -> bool:
+    """Whether a backend of the recipe loads its model on a machine of ours."""
+    backends = [recipe.generator, *([recipe.trainer] if recipe.trainer else [])]
+    return any(backend.name not in LIGHT for backend in backends)
+
+
+def check_model(model: str) -> Check:
+    """A folder mlx-lm can read, or a hub name that is cached or can be downloaded."""
+    if folder := _model_folder(model):
+        missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).exists()]
+        if missing or not list(folder.glob("*.safetensors")):
+            lacks = ", ".join(missing or ["*.safetensors"])
+            return Check("model", False, f"{folder} has no {lacks}", "give the folder of a model mlx-lm can load")
+        return Check("model", True, f"{model}: {folder}")
+    if model.startswith((".", "/", "~", "bundled:")) or model.count("/") != 1:
+        return Check("model", False, f"no folder {model}", "set model to an existing folder, or a name like org/model")
+    try:
+        HfApi().model_info(model, timeout=PATIENCE_S)
+    except (HFValidationError, httpx2.HTTPError, OSError) as fault:
+        first = str(fault).strip().splitlines()[0]
+        return Check(
+            "model", False, f"{model} is neither here nor on the hub: {first}", "check its name and the network"
+        )
+    return Check("model", True, f"{model}: on the hub, downloaded at the first run")
+
+
+def _model_folder(model: str) -> Path | None:
+    """Where a model lies on this machine, if it does."""
+    if model == "bundled:nano":
+        return NANO
+    if (path := Path(model).expanduser()).is_dir():
+        return path
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        return None
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def check_key(oracle: OracleSpec) -> Check:
+    if oracle.base_url == "bundled":
+        return Check("key", True, "the bundled stand-in needs none")
+    if os.environ.get(oracle.api_key_env):
+        return Check("key", True, f"${oracle.api_key_env} is set")
+    if urlsplit(oracle.base_url).hostname in LOOPBACK:
+        return Check("key", True, "a server on this machine mostly needs none")
+    fix = f"export {oracle.api_key_env}=… (or name another variable in oracle.api_key_env)"
+    return Check("key", False, f"${oracle.api_key_env} is not set", fix)
+
+
+async def check_endpoint(oracle: OracleSpec) -> Check:
+    """GET {base_url}/models, as every OpenAI-compatible server answers it; and whether it knows the model."""
+    if oracle.base_url == "bundled":
+        return Check("endpoint", True, "the bundled stand-in: it is no real judge", "set oracle.base_url for real work")
+    url = _models_url(oracle)
+    try:
+        answer = await _ask(oracle)
+        answer.raise_for_status()
+        models = {one["id"]: one for one in answer.json()["data"]}
+    except UnreachableError as fault:
+        return Check("endpoint", False, *str(fault).split("; ", 1))
+    except httpx2.HTTPStatusError as fault:
+        return Check("endpoint", False, f"{url}: HTTP {fault.response.status_code}", "base_url mostly ends in /v1")
+    except (ValueError, KeyError, TypeError) as fault:
+        return Check("endpoint", False, f"{url} is no list of models ({fault!r})", "base_url mostly ends in /v1")
+    if oracle.model not in models:
+        known = ", ".join(sorted(models)[:5]) or "none"
+        return Check("endpoint", False, f"{url} has no model {oracle.model!r}", f"set oracle.model; it has: {known}")
+    ends = models[oracle.model].get("shutdown_date")
+    return Check("endpoint", True, f"{url} has {oracle.model}" + (f", until {ends}" if ends else ""))
+
+
+async def check_reachable(recipe: Recipe) -> None:
+    """What a run can't begin without. Raises MissingError or UnreachableError, with what to do.
+
+    An endpoint that answers, but lists no models, is let through: not every server has such a list.
+    """
+    for check in (check_model(recipe.model), check_key(recipe.oracle)):
+        if not check.ok and (check.name != "model" or loads_model(recipe)):
+            raise MissingError(f"{check.detail}; {check.fix}")
+    if recipe.oracle.base_url == "bundled":
+        return
+    answer = await _ask(recipe.oracle)
+    if answer.status_code in (401, 403):
+        raise UnreachableError(
+            f"{_models_url(recipe.oracle)} refuses the key (HTTP {answer.status_code}); {_endpoint_fix(recipe.oracle)}"
+        )
+
+
+def _models_url(oracle: OracleSpec) -> str:
+    return oracle.base_url.rstrip("/") + "/models"
+
+
+async def _ask(oracle: OracleSpec) -> httpx2.Response:
+    key = os.environ.get(oracle.api_key_env, "none")
+    try:
+        async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
+            return await client.get(_models_url(oracle), headers={"Authorization": f"Bearer {key}"})
+    except (httpx2.HTTPError, httpx2.InvalidURL) as fault:
+        words = str(fault) or type(fault).__name__
+        raise UnreachableError(f"{_models_url(oracle)}: {words}; {_endpoint_fix(oracle)}") from fault
+
+
+def _endpoint_fix(oracle: OracleSpec) -> str:
+    if urlsplit(oracle.base_url).hostname in LOOPBACK:
+        return "start the server (LM Studio, mlx_lm.server, vLLM …) or correct oracle.base_url"
+    return f"check oracle.base_url, the network and ${oracle.api_key_env}"
+
+
+async def check_database(place: Placement) -> Check:
+    """Opens the storage, and closes it again."""
+    try:
+        archive = await open_archive(place)
+        count = len(await archive.runs())
+        await archive.close()
+    except (GrpoRayError, OSError) as fault:
+        return Check("database", False, str(fault), "see placement.storage: embedded, or postgresql://… with pgvector")
+    return Check("database", True, f"{urlsplit(place.storage).scheme or place.storage}, {count} runs")
+
+
+def check_inputs(config: Config) -> Check:
+    """The prompt library and the tasks, read as a run would."""
+    try:
+        inputs = load_inputs(config)
+    except GrpoRayError as fault:
+        return Check("inputs", False, str(fault), "correct the files it names")
+    tasks = inputs.tasks
+    counts = f"{len(tasks.train)} train, {len(tasks.validation)} validation, {len(tasks.heldout)} held-out"
+    return Check("inputs", True, f"{len(inputs.templates)} templates, tasks: {counts}")

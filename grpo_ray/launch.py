@@ -1,0 +1,208 @@
+"""From a config to a run: read and check everything first, say what it will take, then begin one or take one up."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from grpo_ray import exam, prompting, registry, splits
+from grpo_ray.canonical import plain
+from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, RecipeChanged
+from grpo_ray.operations import which
+from grpo_ray.population import begin, fits, unfit
+from grpo_ray.protocols import Archive, Store
+from grpo_ray.recipe import Config, Placement, Recipe, RunState
+from grpo_ray.types import Policy, Task, TaskSet, Template
+
+JUDGE_TOKENS = (400, 250)
+"""A guess at what judging takes in beside the answers themselves, a call, and what it gives back, an answer."""
+REWRITE_TOKENS = (3000, 800)
+FREE = ("verifier", "set_parameter", "random_edit")
+"""Bundled judges and mutations that ask no endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a config names, read: the seed templates, and the tasks in their splits."""
+
+    templates: tuple[Template, ...]
+    tasks: TaskSet
+
+
+def load_inputs(config: Config) -> Inputs:
+    """Read what the recipe names. Raises ConfigError listing every problem; nothing has started then."""
+    recipe, problems = config.recipe, []
+    templates: tuple[Template, ...] = ()
+    tasks = TaskSet((), (), ())
+    try:
+        templates = prompting.load_library(Path(recipe.prompts))
+    except GrpoRayError as fault:
+        problems.append(str(fault))
+    try:
+        tasks = splits.load(recipe)
+    except GrpoRayError as fault:
+        problems.append(str(fault))
+    if templates and tasks.train:
+        problems += unfit(templates, tasks.train + tasks.validation + tasks.heldout)
+    if config.placement.storage == "memory" and config.placement.ray != "off":
+        problems.append("placement.storage: memory lives in one process; set placement.ray: off, or storage: embedded")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Inputs(templates, tasks)
+
+
+def plan(config: Config, inputs: Inputs) -> dict[str, Any]:
+    """What a run will take, before it starts. Tokens and price are rough estimates; counts are upper bounds."""
+    recipe, tasks = config.recipe, inputs.tasks
+    prompts = recipe.plan.tasks * recipe.plan.templates * recipe.steps
+    judges = [judge for judge in recipe.judges if judge.name not in FREE]
+    judgings, rewrites = len(judges) * prompts, _rewrites(recipe)
+    tokens = _tokens(recipe, judgings, rewrites)
+    usd = sum(count * price / 1e6 for count, price in zip(tokens, recipe.oracle.usd_per_million, strict=True))
+    return {
+        "name": recipe.name,
+        "model": recipe.model,
+        "judge_model": f"{recipe.oracle.model} at {recipe.oracle.base_url}" if judges else None,
+        "templates": len(inputs.templates),
+        "tasks": {"train": len(tasks.train), "validation": len(tasks.validation), "heldout": len(tasks.heldout)},
+        "steps": recipe.steps,
+        "prompts": prompts,
+        "rollouts": prompts * recipe.sampling.group_size,
+        "exam_answers": _exam_answers(inputs),
+        "judge_calls": judgings,
+        "rewrite_calls": rewrites,
+        "oracle_tokens": {"in": tokens[0], "out": tokens[1]},
+        "estimated_usd": round(usd, 4),
+        "max_usd": recipe.oracle.max_usd,
+        "storage": _where(config.placement),
+        "ray": config.placement.ray,
+    }
+
+
+def _rewrites(recipe: Recipe) -> int:
+    mutations = recipe.evolution.mutations
+    total = sum(one.weight for one in mutations)
+    asking = sum(one.weight for one in mutations if one.name not in FREE)
+    return round(recipe.steps * recipe.evolution.children * asking / total) if total else 0
+
+
+def _tokens(recipe: Recipe, judgings: int, rewrites: int) -> tuple[int, int]:
+    """A judge reads the answers of a whole group at once."""
+    size = recipe.sampling.group_size
+    asked = judgings * (JUDGE_TOKENS[0] + size * recipe.sampling.max_tokens) + rewrites * REWRITE_TOKENS[0]
+    said = judgings * size * JUDGE_TOKENS[1] + rewrites * REWRITE_TOKENS[1]
+    return asked, said
+
+
+def _exam_answers(inputs: Inputs) -> int:
+    """Greedy answers of the final exam: all seed templates on both splits, finalists twice, four arms held out."""
+
+    def able(tasks: Sequence[Task]) -> int:
+        return sum(fits(template, task) for template in inputs.templates for task in tasks)
+
+    validation, held = inputs.tasks.validation, inputs.tasks.heldout
+    return able(validation) + 2 * exam.FINALISTS * len(validation) + able(held) + 4 * len(held)
+
+
+def _where(placement: Placement) -> str:
+    home = Path(placement.home).expanduser()
+    return {"embedded": f"embedded PostgreSQL under {home}", "memory": "nowhere: in memory"}.get(
+        placement.storage, "a PostgreSQL server of yours"
+    )
+
+
+def untrained(config: Config) -> Config:
+    """The same config for looking only: in this process, in memory, one generator, no trainer."""
+    recipe = replace(config.recipe, trainer=None)
+    return replace(
+        config, recipe=recipe, placement=replace(config.placement, storage="memory", ray="off", generators=1)
+    )
+
+
+async def open_archive(placement: Placement) -> Archive:
+    """The archive that `placement.storage` names. Raises UnreachableError, or ConfigError where it can't be written."""
+    storage = placement.storage
+    if storage.startswith(("postgresql://", "postgres://")):
+        return await registry.find("storage", "postgres", "make_storage")(dsn=storage)
+    settings = {"home": placement.home} if storage == "embedded" else {}
+    return await registry.find("storage", storage, "make_storage")(**settings)
+
+
+def new_id(name: str) -> str:
+    """A short, readable run id: name, date and time, 4 hex digits."""
+    safe = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name).strip("-") or "run"
+    return f"{safe[:40]}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+async def begun(archive: Archive, config: Config, inputs: Inputs, resume: str | None, fork_of: str | None) -> str:
+    """The id of a new run, of the run `resume` taken up again, or of a fork of the run `fork_of`."""
+    if resume:
+        return (await take_up(archive, (await which(archive, resume))["run"], config)).run
+    if fork_of:
+        return (await fork(archive, (await which(archive, fork_of))["run"], config)).run
+    return (await start(archive, config, inputs)).run
+
+
+async def start(archive: Archive, config: Config, inputs: Inputs) -> RunState:
+    """Begin a new run."""
+    population = begin(inputs.templates, config.recipe)
+    policies = (Policy(population, None),)
+    state = RunState(new_id(config.recipe.name), 0, config.recipe, population, None, policies)
+    await archive.create_run(state)
+    return state
+
+
+async def take_up(archive: Archive, run: str, config: Config) -> RunState:
+    """The newest state of a run. Raises RecipeChanged, naming the keys, when the config is another one than its own."""
+    state = await newest(await archive.open(run), run)
+    if changed := different(plain(state.recipe), plain(config.recipe)):
+        raise RecipeChanged(
+            f"run {run} began with another recipe; changed: {', '.join(changed)}. Put them back, "
+            f"or go on under the new one as a new run: --fork {run} in place of --resume {run}"
+        )
+    await archive.want(run, "run", "command line")
+    return state
+
+
+async def fork(archive: Archive, run: str, config: Config) -> RunState:
+    """A new run that goes on, under the config's recipe, with the templates and the adapter another one has come to.
+
+    With another model the adapter stays behind: it would not fit. Rollouts stay with the old run.
+    """
+    recipe, source = config.recipe, await archive.open(run)
+    old, seeds = await newest(source, run), (await source.states())[0].population
+    if old.step >= recipe.steps:
+        raise ConfigError(f"run {run} has taken {old.step} steps already; a fork of it needs more: --set steps=…")
+    new = new_id(recipe.name)
+    await archive.create_run(RunState(new, 0, recipe, seeds, None, (Policy(seeds, None),)))
+    store = await archive.open(new)
+    await store.save_event(0, "forked", {"from": run, "step": old.step})
+    adapter = None
+    if old.adapter and old.recipe.model == recipe.model:
+        adapter = replace(old.adapter, parent=None)  # the bytes' parent stays with the old run
+        await store.save_adapter(adapter, await source.load_adapter(adapter.hash), [])
+    policies = (Policy(old.population, adapter),) * min(recipe.lag + 1, old.step + 1)
+    state = RunState(new, old.step, recipe, old.population, adapter, policies)
+    if old.step:
+        await store.save_state(state)
+    return state
+
+
+async def newest(store: Store, run: str) -> RunState:
+    """The state a run goes on from. Raises MissingError."""
+    if (state := await store.load_state()) is None:
+        raise MissingError(f"run {run} has no saved state; begin a new one")
+    return state
+
+
+def different(old: Any, new: Any, path: str = "") -> list[str]:
+    """The dotted keys at which two plain values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [found for key in keys for found in different(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [found for i, (a, b) in pairs for found in different(a, b, f"{path}[{i}]")]
+    return [] if old == new else [path]

@@ -1,0 +1,240 @@
+"""An mlx-lm model: loading it, wrapping it in LoRA, swapping adapters, and the bytes an adapter is kept as.
+
+Every room that uses MLX imports this one before anything of MLX: on Linux the `mlx` wheel links the reference BLAS,
+and OpenBLAS must be in the process first to take its place (one product of 4096×256×768: 498 → 13 ms).
+
+MLX arrays belong to the thread that made them: load, use and `release` a model on one thread.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grpo_ray.canonical import canonical
+from grpo_ray.errors import MissingError, UnreachableError
+
+
+def _preload_blas() -> str:
+    """Put OpenBLAS in front of the reference BLAS; returns the name of the BLAS that MLX will use on the CPU."""
+    if sys.platform != "linux":
+        return "system"
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more threads were slower under load, and move the last bits
+    try:
+        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return "reference"
+    return "openblas"
+
+
+def _keep_hard_limit(kind: int, limits: tuple[int, int]) -> None:
+    """In place of setrlimit while mlx-lm is imported: it lowers the hard limit on open files, for good."""
+    soft, hard = resource.getrlimit(kind)
+    if soft < limits[0]:
+        _setrlimit(kind, (limits[0] if hard == resource.RLIM_INFINITY else min(limits[0], hard), hard))
+
+
+BLAS = _preload_blas()
+_setrlimit, resource.setrlimit = resource.setrlimit, _keep_hard_limit
+try:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm import load as load_with_mlx_lm
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+    from mlx_lm.tuner.utils import linear_to_lora_layers, remove_lora_layers
+finally:
+    resource.setrlimit = _setrlimit
+
+_here = threading.local()
+"""`loads`: models loaded on this thread and not released yet."""
+BUNDLED = {"bundled:nano": Path(__file__).parent / "nano"}
+DTYPES: Mapping[mx.Dtype, tuple[str, Any]] = {
+    mx.float32: ("F32", np.float32),
+    mx.float16: ("F16", np.float16),
+    mx.bfloat16: ("BF16", np.uint16),
+    mx.int32: ("I32", np.int32),
+    mx.uint32: ("U32", np.uint32),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """The shape of an adapter, in mlx-lm's own words: `scale` multiplies directly; -1 layers are all of them."""
+
+    rank: int = 16
+    scale: float = 2.0
+    dropout: float = 0.0
+    keys: tuple[str, ...] | None = None
+    """Paths inside a block, e.g. `self_attn.q_proj`; None: every linear layer."""
+    num_layers: int = -1
+
+    def config(self) -> dict[str, Any]:
+        """What mlx-lm keeps in adapter_config.json."""
+        parameters: dict[str, Any] = {"rank": self.rank, "scale": self.scale, "dropout": self.dropout}
+        if self.keys is not None:
+            parameters["keys"] = list(self.keys)
+        return {"fine_tune_type": "lora", "num_layers": self.num_layers, "lora_parameters": parameters}
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Lora":
+        """The way back from `config()`."""
+        parameters = dict(config["lora_parameters"])
+        keys = parameters.pop("keys", None)
+        return cls(**parameters, keys=None if keys is None else tuple(keys), num_layers=config["num_layers"])
+
+
+@dataclass(slots=True)
+class Model:
+    """A loaded model. `lora` is the shape it is wrapped in, None where it is bare."""
+
+    name: str
+    network: Any
+    tokenizer: TokenizerWrapper
+    context: int
+    """Tokens a sequence may have, prompt and completion together."""
+    lora: Lora | None = None
+
+
+def resolve(model: str) -> str:
+    """The folder or Hugging Face name that mlx-lm loads for a recipe's `model`.
+
+    Raises MissingError for a path that isn't there.
+    """
+    folder = BUNDLED.get(model) or Path(model).expanduser()
+    if model in BUNDLED and not (folder / "config.json").exists():
+        raise MissingError(f"the bundled model {model!r} is not in {folder}; run scripts/make_nano.py, or reinstall")
+    if folder.is_dir():
+        return str(folder)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or model.startswith("bundled:"):
+        known = ", ".join(BUNDLED)
+        raise MissingError(
+            f"there is no model folder {model!r}; give a folder with config.json and model*.safetensors, "
+            f"a Hugging Face name such as mlx-community/Qwen3-0.6B-4bit, or {known}"
+        )
+    return model
+
+
+def load(model: str) -> Model:
+    """Load a recipe's `model`, whole and at once, on this thread.
+
+    Raises MissingError where there is nothing to load, UnreachableError where it can't be fetched.
+    """
+    path = resolve(model)
+    try:
+        network, tokenizer, config = load_with_mlx_lm(path, return_config=True)  # pyright: ignore[reportAssignmentType]
+    except (OSError, ValueError, KeyError, RuntimeError) as fault:
+        raise _cannot_load(model, path, fault) from fault
+    text = config.get("text_config") or config
+    mx.eval(network.parameters())
+    _here.loads = getattr(_here, "loads", 0) + 1
+    return Model(model, network, tokenizer, int(text.get("max_position_embeddings") or 1 << 20))
+
+
+def _cannot_load(model: str, path: str, fault: Exception) -> MissingError | UnreachableError:
+    if Path(path).is_dir():
+        return MissingError(f"the model {model!r} can't be loaded from {path}: {fault}; is it one that mlx-lm knows?")
+    return UnreachableError(
+        f"the model {model!r} can't be fetched: {fault}; check the name and the network, or give a local folder"
+    )
+
+
+def wrap(model: Model, lora: Lora) -> None:
+    """Wrap the linear layers in LoRA of this shape; what was wrapped before is unwrapped first, so nothing nests.
+
+    Fresh weights come from MLX's global random state; `lora_b` is zero, so the model answers as before.
+    """
+    unwrap(model)
+    config = lora.config()
+    linear_to_lora_layers(model.network, lora.num_layers, config["lora_parameters"])
+    model.network.train(model.network.training)  # new layers come in training mode, whatever the model's is
+    mx.eval(model.network.parameters())
+    model.lora = lora
+
+
+def unwrap(model: Model) -> None:
+    """Back to the bare base model."""
+    if model.lora is not None:
+        remove_lora_layers(model.network)
+    model.lora = None
+
+
+def swap(model: Model, weights: bytes | None) -> None:
+    """Put an adapter in place of the present one; None is the base model.
+
+    The layers are wrapped anew only where the shape differs. Raises MissingError for weights of another model.
+    """
+    if weights is None:
+        return unwrap(model)
+    arrays, config = unpack(weights)
+    lora = Lora.of(config)
+    if model.lora != lora:
+        wrap(model, lora)
+    present = {name: array.shape for name, array in adapter_weights(model).items()}
+    if present != {name: array.shape for name, array in arrays.items()}:
+        raise MissingError(f"the adapter does not fit the model {model.name!r}: it was trained on another one")
+    model.network.load_weights(list(arrays.items()), strict=False)
+    mx.eval(model.network.parameters())
+
+
+def adapter_weights(model: Model) -> dict[str, mx.array]:
+    """The LoRA weights by mlx-lm's own names, sorted."""
+    leaves: Any = tree_flatten(model.network.parameters())
+    return dict(sorted((name, array) for name, array in leaves if name.rsplit(".", 1)[-1] in ("lora_a", "lora_b")))
+
+
+def adapter_bytes(model: Model) -> bytes:
+    """The adapter in place as one safetensors file that says what it is: `adapters.safetensors` of mlx-lm."""
+    assert model.lora is not None
+    return pack(adapter_weights(model), model.lora.config())
+
+
+def pack(arrays: Mapping[str, mx.array], config: Mapping[str, Any]) -> bytes:
+    """A safetensors file, sorted by name, with `config` as JSON in its metadata: same values, same bytes.
+
+    (The libraries' own writers promise no order.) https://huggingface.co/docs/safetensors
+    """
+    header: dict[str, Any] = {"__metadata__": {"config": canonical(config), "format": "mlx"}}
+    blobs: list[bytes] = []
+    end = 0
+    for name, array in sorted(arrays.items()):
+        kind, numpy_kind = DTYPES[array.dtype]
+        raw = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
+        blobs.append(np.array(raw, dtype=numpy_kind).tobytes())
+        start, end = end, end + len(blobs[-1])
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *blobs])
+
+
+def unpack(content: bytes) -> tuple[dict[str, mx.array], dict[str, Any]]:
+    """The way back from `pack`: the arrays, in memory, and the config."""
+    arrays, metadata = mx.load(BytesIO(content), format="safetensors", return_metadata=True)  # pyright: ignore
+    mx.eval(arrays)
+    return dict(arrays), json.loads(metadata["config"])  # pyright: ignore
+
+
+def numbers(array: mx.array) -> Any:
+    """The values as Python's own numbers: nested lists, or one number where there are no axes."""
+    return array.tolist()
+
+
+def release() -> None:
+    """Give back one `load` of this thread. With its last one, a thread other than the main one is done with MLX.
+
+    Without that the process may abort at exit (8 of 17 runs); after it, MLX can't be used on that thread any more.
+    """
+    _here.loads = getattr(_here, "loads", 0) - 1
+    mx.synchronize()
+    mx.clear_cache()
+    if _here.loads <= 0 and threading.current_thread() is not threading.main_thread():
+        mx.clear_streams()

@@ -1,0 +1,180 @@
+"""The tables of one run in PostgreSQL. Every save keeps what came first, so each may be done again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from grpo_ray.canonical import digest, typed
+from grpo_ray.errors import MissingError
+from grpo_ray.protocols import Store
+from grpo_ray.recipe import RunState
+from grpo_ray.registry import hint
+from grpo_ray.storage import _nouns as nouns
+from grpo_ray.storage._database import Database, Session
+from grpo_ray.storage._text import document
+from grpo_ray.types import Adapter, AdapterBytes, Group, Lesson, LostGroup, Reply, Score, ScoredGroup
+
+END = 2**31 - 1
+"""The last step there can be."""
+
+
+class PostgresStore(Store):
+    """One run of a database."""
+
+    def __init__(self, database: Database, run: str) -> None:
+        self.database = database
+        self.run = run
+
+    async def save_group(self, step: int, group: Group | LostGroup) -> Group | LostGroup:
+        async def work(session: Session) -> Group | LostGroup:
+            await put_group(session, self.run, step, group)
+            return (await read_groups(session, self.run, [group.id]))[0]
+
+        return await self.database.transact(work)
+
+    async def save_scored(self, step: int, scored: ScoredGroup) -> ScoredGroup:
+        async def work(session: Session) -> ScoredGroup:
+            await put_group(session, self.run, step, scored.group)
+            if await session.one("begin_scoring", run=self.run, id=scored.group.id):
+                said, rewards, parts = nouns.said_rows(self.run, scored)
+                await session.put("save_evaluation", *said)
+                await session.put("save_reward", *rewards)
+                await session.put("save_reward_part", *parts)
+            return (await read_scored(session, self.run, [scored.group.id]))[0]
+
+        return await self.database.transact(work)
+
+    async def save_lessons(self, step: int, lessons: Sequence[Lesson]) -> None:
+        rows = [
+            {"run": self.run, "rollout": one.rollout.id, "step": step, "value": float(value)}
+            for lesson in lessons
+            for one, value in zip(lesson.group.rollouts, lesson.advantages, strict=True)
+        ]
+        await self.database.transact(lambda session: session.put("save_advantage", *rows))
+
+    async def save_adapter(self, adapter: Adapter, content: AdapterBytes, metrics: Sequence[tuple[str, float]]) -> None:
+        row = {"run": self.run, "hash": adapter.hash, "version": adapter.version, "parent": adapter.parent}
+        row |= {"step": adapter.step, "rate_scale": float(adapter.rate_scale), "metrics": document(dict(metrics))}
+        row |= {"weights": content.weights, "optimizer": content.optimizer}
+        await self.database.transact(lambda session: session.put("save_adapter", row))
+
+    async def load_adapter(self, hash: str) -> AdapterBytes:
+        row = await self.database.transact(lambda session: session.one("load_adapter", run=self.run, hash=hash))
+        if row is None:
+            known = [adapter.hash for adapter, _ in await self.adapters()]
+            raise MissingError(f"run {self.run!r} has no adapter {hash!r}{hint(hash, known)}")
+        return AdapterBytes(row["weights"], row["optimizer"])
+
+    async def adapters(self) -> list[tuple[Adapter, dict[str, float]]]:
+        rows = await self.database.transact(lambda session: session.all("adapters", run=self.run))
+        return [(nouns.adapter_of(row), row["metrics"]) for row in rows]
+
+    async def save_state(self, state: RunState) -> None:
+        await self.database.transact(lambda session: put_state(session, self.run, state))
+
+    async def load_state(self) -> RunState | None:
+        row = await self.database.transact(lambda session: session.one("newest_state", run=self.run))
+        return typed(RunState, row["state"]) if row else None
+
+    async def states(self) -> list[RunState]:
+        rows = await self.database.transact(lambda session: session.all("states", run=self.run))
+        return [typed(RunState, row["state"]) for row in rows]
+
+    async def save_scores(self, split: str, scores: Sequence[Score]) -> None:
+        rows = [
+            {"run": self.run, "split": split, "template": one.template_id, "adapter": one.adapter}
+            | {"task": one.task_id, "correct": float(one.correct), "text": one.text}
+            for one in scores
+        ]
+        await self.database.transact(lambda session: session.put("save_score", *rows))
+
+    async def load_scores(self, split: str) -> list[Score]:
+        rows = await self.database.transact(lambda session: session.all("load_scores", run=self.run, split=split))
+        return [Score(**row) for row in rows]
+
+    async def save_reply(self, key: str, reply: Reply) -> Reply:
+        async def work(session: Session) -> Reply:
+            names = ("text", "model", "stand_in", "prompt_tokens", "completion_tokens")
+            row = {name: getattr(reply, name) for name in names}
+            await session.put("save_reply", {"run": self.run, "key": key} | row)
+            (stored,) = await session.all("load_reply", run=self.run, key=key)
+            return Reply(**stored)
+
+        return await self.database.transact(work)
+
+    async def load_reply(self, key: str) -> Reply | None:
+        row = await self.database.transact(lambda session: session.one("load_reply", run=self.run, key=key))
+        return Reply(**row) if row else None
+
+    async def lessons(self, first: int = 0, last: int | None = None) -> list[Lesson]:
+        async def work(session: Session) -> list[Lesson]:
+            ids = await session.all("lesson_ids", run=self.run, first=first, last=_last(last))
+            scored = await read_scored(session, self.run, [row["id"] for row in ids])
+            rewards = await _rewards(session, self.run, [one.group.id for one in scored])
+            return [nouns.lesson_of(one, rewards) for one in scored]
+
+        return await self.database.transact(work)
+
+    async def scored_groups(self, first: int = 0, last: int | None = None) -> list[ScoredGroup]:
+        async def work(session: Session) -> list[ScoredGroup]:
+            ids = await session.all("group_ids", run=self.run, first=first, last=_last(last))
+            return await read_scored(session, self.run, [row["id"] for row in ids])
+
+        return await self.database.transact(work)
+
+    async def save_outcome(self, outcome: dict[str, Any]) -> None:
+        row = {"run": self.run, "outcome": document(outcome)}
+        await self.database.transact(lambda session: session.put("save_outcome", row))
+
+    async def load_outcome(self) -> dict[str, Any] | None:
+        row = await self.database.transact(lambda session: session.one("load_outcome", run=self.run))
+        return row["outcome"] if row else None
+
+    async def save_event(self, step: int, kind: str, detail: dict[str, Any]) -> None:
+        await self.database.transact(lambda session: put_event(session, self.run, step, kind, detail))
+
+
+async def put_group(session: Session, run: str, step: int, group: Group | LostGroup) -> None:
+    """The group with its prompt, task and rollouts, unless its id is there already."""
+    await session.put("save_task", nouns.task_row(run, group.prompt.task))
+    await session.put("save_prompt", nouns.prompt_row(run, group.prompt))
+    new = await session.one("save_group", **nouns.group_row(run, step, group))
+    if new and isinstance(group, Group):
+        await session.put("save_rollout", *nouns.rollout_rows(run, group))
+
+
+async def put_state(session: Session, run: str, state: RunState) -> None:
+    """The state, its templates, and what was known of them, unless the step has a state already."""
+    adapter = state.adapter.hash if state.adapter else None
+    await session.put("save_template", *(nouns.template_row(run, one) for one in nouns.templates_of(state)))
+    if await session.one("save_state", run=run, step=state.step, adapter=adapter, state=document(state)):
+        await session.put("save_member", *nouns.member_rows(state))
+
+
+async def put_event(session: Session, run: str, step: int, kind: str, detail: dict[str, Any]) -> None:
+    """An event, once: a step that is done again tells nothing new."""
+    await session.all("event_turn", run=run)
+    row = {"run": run, "step": step, "kind": kind, "detail": document(detail), "digest": digest([step, kind, detail])}
+    await session.put("save_event", row)
+
+
+async def read_groups(session: Session, run: str, ids: list[str]) -> list[Group | LostGroup]:
+    """Ordered by (step, id)."""
+    rows = await session.all("groups", run=run, ids=ids)
+    return nouns.groups_of(rows, await session.all("rollouts", run=run, ids=ids))
+
+
+async def read_scored(session: Session, run: str, ids: list[str]) -> list[ScoredGroup]:
+    """Ordered by (step, id)."""
+    groups = await read_groups(session, run, ids)
+    said = nouns.by_rollout(await session.all("evaluations", run=run, ids=ids))
+    parts = nouns.by_rollout(await session.all("reward_parts", run=run, ids=ids))
+    rewards = await _rewards(session, run, ids)
+    return [nouns.scored_of(group, said, rewards, parts) for group in groups if isinstance(group, Group)]
+
+
+async def _rewards(session: Session, run: str, ids: list[str]) -> dict[str, list[dict[str, Any]]]:
+    return nouns.by_rollout(await session.all("rewards", run=run, ids=ids))
+
+
+def _last(step: int | None) -> int:
+    return END if step is None else step

@@ -1,0 +1,249 @@
+"""The Archive and the Store in plain dictionaries: for tests, `preview` and `storage: memory`; gone with the process."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from math import sqrt
+from typing import Any, TypeVar
+
+from grpo_ray.canonical import digest, plain
+from grpo_ray.errors import ConfigError, MissingError
+from grpo_ray.protocols import Archive, Store, Want
+from grpo_ray.recipe import RunState
+from grpo_ray.registry import hint
+from grpo_ray.types import Adapter, AdapterBytes, Group, Lesson, LostGroup, Reply, Score, ScoredGroup, Template
+
+T = TypeVar("T")
+KINDS = ("run", "template", "prompt", "group", "rollout", "adapter")
+
+
+async def make_storage() -> Archive:
+    """An empty archive."""
+    return MemoryArchive()
+
+
+@dataclass(slots=True)
+class MemoryStore(Store):
+    """The tables of one run. A group is kept under its step and id: an exam may repeat a prompt under another step."""
+
+    run: str
+    created: str
+    wanted: Want = "run"
+    groups: dict[tuple[int, str], Group | LostGroup] = field(default_factory=dict)
+    scored: dict[tuple[int, str], ScoredGroup] = field(default_factory=dict)
+    taught: dict[tuple[int, str], Lesson] = field(default_factory=dict)
+    contents: dict[str, AdapterBytes] = field(default_factory=dict)
+    made: dict[str, tuple[Adapter, dict[str, float]]] = field(default_factory=dict)
+    kept: dict[int, RunState] = field(default_factory=dict)
+    scores: dict[tuple[str, str, str | None, str], Score] = field(default_factory=dict)
+    replies: dict[str, Reply] = field(default_factory=dict)
+    happened: dict[str, dict[str, Any]] = field(default_factory=dict)
+    vectors: dict[str, list[float]] = field(default_factory=dict)
+    outcomes: list[dict[str, Any]] = field(default_factory=list)
+
+    async def save_group(self, step: int, group: Group | LostGroup) -> Group | LostGroup:
+        return self.groups.setdefault((step, group.id), group)
+
+    async def save_scored(self, step: int, scored: ScoredGroup) -> ScoredGroup:
+        return self.scored.setdefault((step, scored.group.id), scored)
+
+    async def save_lessons(self, step: int, lessons: Sequence[Lesson]) -> None:
+        for lesson in lessons:
+            self.taught.setdefault((step, lesson.group.group.id), lesson)
+
+    async def save_adapter(self, adapter: Adapter, content: AdapterBytes, metrics: Sequence[tuple[str, float]]) -> None:
+        self.contents.setdefault(adapter.hash, content)
+        self.made.setdefault(adapter.hash, (adapter, dict(metrics)))
+
+    async def load_adapter(self, hash: str) -> AdapterBytes:
+        if hash not in self.contents:
+            raise MissingError(f"run {self.run!r} has no adapter {hash!r}{hint(hash, list(self.contents))}")
+        return self.contents[hash]
+
+    async def save_state(self, state: RunState) -> None:
+        self.kept.setdefault(state.step, state)
+
+    async def load_state(self) -> RunState | None:
+        return self.kept[max(self.kept)] if self.kept else None
+
+    async def save_scores(self, split: str, scores: Sequence[Score]) -> None:
+        for score in scores:
+            self.scores.setdefault((split, score.template_id, score.adapter, score.task_id), score)
+
+    async def load_scores(self, split: str) -> list[Score]:
+        return [score for key, score in self.scores.items() if key[0] == split]
+
+    async def save_reply(self, key: str, reply: Reply) -> Reply:
+        return self.replies.setdefault(key, reply)
+
+    async def load_reply(self, key: str) -> Reply | None:
+        return self.replies.get(key)
+
+    async def lessons(self, first: int = 0, last: int | None = None) -> list[Lesson]:
+        return _between(self.taught, first, last)
+
+    async def scored_groups(self, first: int = 0, last: int | None = None) -> list[ScoredGroup]:
+        return _between(self.scored, first, last)
+
+    async def adapters(self) -> list[tuple[Adapter, dict[str, float]]]:
+        return sorted(self.made.values(), key=lambda made: made[0].version)
+
+    async def states(self) -> list[RunState]:
+        return [self.kept[step] for step in sorted(self.kept)]
+
+    async def save_outcome(self, outcome: dict[str, Any]) -> None:
+        if not self.outcomes:
+            self.outcomes.append(outcome)
+
+    async def load_outcome(self) -> dict[str, Any] | None:
+        return self.outcomes[0] if self.outcomes else None
+
+    async def save_event(self, step: int, kind: str, detail: dict[str, Any]) -> None:
+        event = {"id": len(self.happened) + 1, "time": _now(), "step": step, "kind": kind, "detail": detail}
+        self.happened.setdefault(digest([step, kind, detail]), event)
+
+    def about(self) -> dict[str, Any]:
+        """The run's line in `runs`."""
+        state = self.kept[max(self.kept)]
+        return {
+            "run": self.run,
+            "name": state.recipe.name,
+            "step": state.step,
+            "steps": state.recipe.steps,
+            "rollouts": len(self.rollouts()),
+            "wanted": self.wanted,
+            "created": self.created,
+            "finished": state.step >= state.recipe.steps,
+        }
+
+    def rollouts(self) -> dict[str, dict[str, Any]]:
+        """Every rollout of the steps with what was said of it and what came of it."""
+        return {
+            rollout.id: {
+                **plain(rollout),
+                "step": step,
+                "group": group.id,
+                "prompt": plain(group.prompt),
+                "sampling": plain(group.sampling),
+                "model": group.model,
+                "adapter": group.adapter,
+                **self._judged(step, group.id, place),
+            }
+            for (step, _), group in self.groups.items()
+            if isinstance(group, Group)
+            for place, rollout in enumerate(group.rollouts)
+        }
+
+    def rows(self, kind: str) -> dict[str, dict[str, Any]]:
+        """Id → everything kept of it, of one kind."""
+        if kind == "run":
+            return {self.run: {**self.about(), "state": plain(self.kept[max(self.kept)])}}
+        if kind == "rollout":
+            return self.rollouts()
+        if kind == "template":
+            return {template.id: plain(template) for template in self._templates()}
+        if kind == "adapter":
+            return {hash: {**plain(adapter), "metrics": metrics} for hash, (adapter, metrics) in self.made.items()}
+        groups = [(step, group) for (step, _), group in self.groups.items()]
+        if kind == "prompt":
+            return {group.prompt.id: {**plain(group.prompt), "step": step} for step, group in groups}
+        return {group.id: {**plain(group), "step": step} for step, group in groups}
+
+    def _templates(self) -> Iterable[Template]:
+        return (template for state in self.kept.values() for template in state.population.templates)
+
+    def _judged(self, step: int, group: str, place: int) -> dict[str, Any]:
+        scored, lesson = self.scored.get((step, group)), self.taught.get((step, group))
+        return {
+            "evaluations": plain(scored.rollouts[place].evaluations) if scored else [],
+            "reward": plain(scored.rollouts[place].reward) if scored else None,
+            "advantage": lesson.advantages[place] if lesson else None,
+        }
+
+
+class MemoryArchive(Archive):
+    """All runs of this process."""
+
+    def __init__(self) -> None:
+        self.stores: dict[str, MemoryStore] = {}
+
+    async def create_run(self, state: RunState) -> None:
+        if state.run in self.stores:
+            raise ConfigError(f"a run called {state.run!r} exists already; resume it, or choose another name")
+        self.stores[state.run] = MemoryStore(state.run, _now(), kept={state.step: state})
+
+    async def open(self, run: str) -> Store:
+        return self._store(run)
+
+    async def lock(self, run: str) -> None:
+        """Nobody else can reach this archive, so the run only has to be there."""
+        self._store(run)
+
+    async def want(self, run: str, what: Want, who: str) -> None:
+        store = self._store(run)
+        store.wanted = what
+        await store.save_event(max(store.kept), f"want_{what}", {"who": who, "at": _now()})
+
+    async def wanted(self, run: str) -> Want:
+        return self._store(run).wanted
+
+    async def runs(self) -> list[dict[str, Any]]:
+        return [store.about() for store in reversed(self.stores.values())]
+
+    async def progress(self, run: str) -> dict[str, Any]:
+        store = self._store(run)
+        steps = [step for step, _ in store.groups]
+        about = store.about()
+        groups = steps.count(max(steps)) if steps else 0
+        return {"step": about["step"], "steps": about["steps"], "groups": groups, "rollouts": about["rollouts"]}
+
+    async def find(self, kind: str, id: str, run: str | None = None) -> dict[str, Any]:
+        if kind not in KINDS:
+            raise MissingError(f"nothing is called {kind!r} here{hint(kind, list(KINDS))}")
+        stores = [self._store(run)] if run else list(self.stores.values())
+        rows = [(name, store.run, row) for store in stores for name, row in store.rows(kind).items()]
+        fitting = [row for row in rows if row[0] == id] or [row for row in rows if row[0].startswith(id)]
+        if not fitting:
+            raise MissingError(f"no {kind} has the id {id!r}{hint(id, [name for name, _, _ in rows])}")
+        if len(fitting) > 1:
+            several = ", ".join(f"{name} of run {of}" for name, of, _ in fitting[:4])
+            raise ConfigError(f"several fit {kind} {id!r}: {several}; give more of the id, or the run")
+        name, of, row = fitting[0]
+        return {**row, "id": name, "run": of}
+
+    async def search(self, run: str, vector: Sequence[float], limit: int) -> list[tuple[str, float]]:
+        found = [(id, _cosine(vector, other)) for id, other in self._store(run).vectors.items()]
+        return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:limit]
+
+    async def unembedded(self, run: str, limit: int) -> list[tuple[str, str]]:
+        store = self._store(run)
+        return [(id, row["text"]) for id, row in store.rollouts().items() if id not in store.vectors][:limit]
+
+    async def save_embeddings(self, run: str, model: str, vectors: Sequence[tuple[str, Sequence[float]]]) -> None:
+        store = self._store(run)
+        for id, vector in vectors:
+            store.vectors.setdefault(id, list(vector))
+
+    async def events(self, run: str, after: int = 0) -> list[dict[str, Any]]:
+        return [event for event in self._store(run).happened.values() if event["id"] > after]
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    def _store(self, run: str) -> MemoryStore:
+        if run not in self.stores:
+            raise MissingError(f"no run is called {run!r}{hint(run, list(self.stores))}")
+        return self.stores[run]
+
+
+def _between(table: dict[tuple[int, str], T], first: int, last: int | None) -> list[T]:
+    return [table[key] for key in sorted(table) if first <= key[0] and (last is None or key[0] <= last)]
+
+
+def _cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    lengths = sqrt(sum(x * x for x in a)) * sqrt(sum(x * x for x in b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / lengths if lengths else 0.0
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,199 @@
+"""How results look on a terminal. Texts that a model wrote are shown as they are: no markup, control characters visible."""
+
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from grpo_ray.types import LostGroup, ScoredGroup, ScoredRollout, Template
+
+BARS = "▁▂▃▄▅▆▇█"
+ARMS = {
+    "start_mean": "mean of the starting templates, base model",
+    "start_best": "best starting template, base model",
+    "best_template": "best evolved template, base model",
+    "last_adapter": "best starting template, last adapter",
+    "both": "best evolved template, last adapter",
+}
+
+
+def shown(text: Any) -> Text:
+    """Untrusted text, literally: control and formatting characters as escapes, line ends and tabs kept."""
+    safe = "".join(_visible(letter) for letter in str(text))
+    return Text(safe)
+
+
+def _visible(letter: str) -> str:
+    if letter.isprintable() or letter in "\n\t" or unicodedata.category(letter) == "Zs":
+        return letter
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """One bar a value, from the least to the greatest; a dot where there is none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "·" * len(values)
+    low, span = min(known), max(known) - min(known)
+    scale = (len(BARS) - 1) / span if span else 0.0
+    return "".join("·" if value is None else BARS[round((value - low) * scale)] for value in values)
+
+
+def number(value: Any) -> str:
+    """A number with three decimals, or a dash."""
+    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    made = Table(title=shown(title), title_justify="left", header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else shown(number(cell)) for cell in row))
+    return made
+
+
+def outcome(result: Mapping[str, Any]) -> RenderableType:
+    """The result of a run, or its status: accuracy by arm, paired differences, reward by step, templates."""
+    parts: list[RenderableType] = [_heading(result)]
+    rewards = result["reward_per_step"]
+    if rewards:
+        first, last = number(rewards[0]), number(rewards[-1])
+        parts.append(shown(f"mean reward by step  {sparkline(rewards)}  {first} → {last}"))
+    if held := result["heldout"]:
+        arms = [(ARMS[arm], held[arm]["accuracy"], _interval(held[arm]), held[arm]["tasks"]) for arm in ARMS]
+        parts.append(table("held-out tasks, temperature 0", ("arm", "accuracy", "95 % interval", "tasks"), arms))
+        gaps = [(name, gap["mean"], _interval(gap)) for name, gap in held["paired"].items()]
+        parts.append(table("paired differences", ("arms", "difference", "95 % interval"), gaps))
+    best = [(one["task_type"], one["id"], one["fitness"], one["text"]) for one in result["best_templates"]]
+    parts.append(table("best templates", ("tasks", "template", "fitness", "text"), best))
+    return Group(*parts)
+
+
+def _heading(result: Mapping[str, Any]) -> Text:
+    line = f"{result['run_id']}: step {result['steps']} of {result['planned_steps']}, {result['rollouts']} rollouts"
+    line += f", {result['exported_rows']} rows to export"
+    return shown(line if result["finished"] else f"{line}; wanted: {result['wanted']}")
+
+
+def _interval(one: Mapping[str, float]) -> str:
+    return f"{one['low']:.3f} … {one['high']:.3f}"
+
+
+def runs(rows: Iterable[Mapping[str, Any]]) -> Table:
+    keys = ("run", "step", "steps", "rollouts", "wanted", "finished", "created")
+    return table("runs", keys, ([str(row[key]) for key in keys] for row in rows))
+
+
+def checks(found: Iterable[Mapping[str, Any]]) -> Table:
+    marks = {True: Text("ok", "green"), False: Text("no", "red")}
+    cells = ((marks[c["ok"]], c["name"], c["detail"], c["fix"]) for c in found)
+    return table("doctor", ("", "check", "found", "what to do"), cells)
+
+
+def facts(title: str, value: Any) -> Tree:
+    """Any plain value as a tree."""
+    tree = Tree(shown(title))
+    _grow(tree, value)
+    return tree
+
+
+def _grow(tree: Tree, value: Any) -> None:
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+    for key, item in pairs:
+        if isinstance(item, Mapping | list) and item:
+            _grow(tree.add(shown(key)), item)
+        else:
+            tree.add(shown(f"{key}: {item if isinstance(item, str) else number(item)}"))
+
+
+def rollout(row: Mapping[str, Any]) -> RenderableType:
+    """A rollout's whole ancestry, from the seed template to the advantage."""
+    prompt, task = row["prompt"], row["prompt"]["task"]
+    adapter = row["adapters"][0] if row["adapters"] else None
+    made_by = f"{row['model']}, " + (
+        f"adapter version {_version(adapter)} ({adapter['id'][:16]})" if adapter else "no adapter"
+    )
+    parts: list[RenderableType] = [
+        shown(f"rollout {row['id']} of run {row['run']}, step {row['step']}, group {row['group']}"),
+        facts("template chain, newest first", {one["id"]: _template(one) for one in row["templates"]}),
+        facts("task", {key: task[key] for key in ("id", "task_type", "question", "answer", "verifier", "metadata")}),
+        Panel(shown("\n".join(f"[{m['role']}] {m['content']}" for m in prompt["messages"])), title="prompt"),
+        facts("sampled by", {"model": made_by, "seed": row["seed"], **row["sampling"]}),
+        Panel(shown(row["text"]), title=f"completion ({row['finish_reason']}, {len(row['token_ids'])} tokens)"),
+        table("evaluations", ("by", "dimension", "score", "rationale"), map(_evaluation, row["evaluations"])),
+    ]
+    reward = row["reward"] or {"value": None, "parts": []}
+    cells = [(part["name"], part["value"], part["weight"]) for part in reward["parts"]]
+    parts.append(table(f"reward {number(reward['value'])}", ("part", "value", "weight"), cells))
+    parts.append(shown(f"advantage {number(row['advantage'])}"))
+    return Group(*parts)
+
+
+def _version(adapter: Mapping[str, Any]) -> Any:
+    return adapter.get("version", "?")
+
+
+def _template(one: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("mutation", "note", "version", "settings", "system", "text", "stand_in", "missing")
+    settings = {"settings": dict(one.get("settings", []))}
+    return {key: value for key in keys if (value := ({**one, **settings}).get(key)) not in (None, "", {}, False)}
+
+
+def _evaluation(one: Mapping[str, Any]) -> tuple[Any, ...]:
+    by = " ".join(part for part in (one["judge"], one["model"], "(stand-in)" if one["stand_in"] else "") if part)
+    return by, one["dimension"], one["score"], one["rationale"]
+
+
+def preview(template: Template, scored: ScoredGroup | LostGroup) -> RenderableType:
+    """One group: a column a rollout would be too wide, so a row a rollout, with everything said of it side by side."""
+    if isinstance(scored, LostGroup):
+        return shown(f"{template.id}: no rollouts: {scored.reason}")
+    prompt = scored.group.prompt
+    title = f"{template.id} ({template.task_type}, {template.complexity}) on {prompt.task.question!r}"
+    dimensions = dict.fromkeys((e.judge, e.dimension) for one in scored.rollouts for e in one.evaluations)
+    parts = dict.fromkeys(part.name for one in scored.rollouts for part in one.reward.parts)
+    columns = [
+        "completion",
+        *(dimension for _, dimension in dimensions),
+        *(f"reward: {name}" for name in parts),
+        "reward",
+    ]
+    return table(title, columns, [_preview_row(one, list(dimensions), list(parts)) for one in scored.rollouts])
+
+
+def _preview_row(one: ScoredRollout, dimensions: list[tuple[str, str]], parts: list[str]) -> list[Any]:
+    said = {(e.judge, e.dimension): f"{number(e.score)} {e.rationale}" for e in one.evaluations}
+    made = {part.name: part.value for part in one.reward.parts}
+    return [one.rollout.text, *(said.get(d, "–") for d in dimensions), *(made.get(p) for p in parts), one.reward.value]
+
+
+def console(stderr: bool = False) -> Console:
+    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[Mapping[str, Any], float | None], None]]:
+    """A progress bar on stderr: call what it gives with the archive's progress and the newest step's mean reward."""
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def draw(now: Mapping[str, Any], reward: float | None) -> None:
+            line = f"{now['groups']} groups, {now['rollouts']} rollouts, mean reward {number(reward)}"
+            progress.update(task, completed=now["step"], total=now["steps"], description=line)
+
+        yield draw

@@ -1,0 +1,258 @@
+"""The MLX generator keeps the Generator protocol: on a tiny random model, so that nothing is downloaded or trained."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny_model import make_tiny_model
+
+from grpo_ray import mlx_model
+from grpo_ray.canonical import short
+from grpo_ray.errors import MissingError
+from grpo_ray.generators.mlx import MlxGenerator, draw, encode, make_generator, rollout_seed
+from grpo_ray.mlx_model import Lora, mx
+from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Message, Prompt, Sampling, Task, Wave
+
+pytestmark = pytest.mark.mlx
+SAMPLING = Sampling(group_size=3, temperature=0.8, max_tokens=12, slots=4, seed=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def generator(folder):
+    return make_generator(model=folder)
+
+
+def prompt_of(text: str, *before: Message) -> Prompt:
+    return Prompt(short("p", text), "t", Task(short("k", text), text), (*before, Message("user", text)))
+
+
+def wave_of(*texts: str, **changes) -> Wave:
+    return Wave("w", tuple(prompt_of(text) for text in texts), replace(SAMPLING, **changes))
+
+
+TEXTS = ("one", "and two and two", "3", "four, which is a good deal longer than the others", "five 5")
+
+
+def sample(generator, wave: Wave, adapter=None, content=None) -> list:
+    return list(generator.sample(wave, adapter, content))
+
+
+def by_prompt(groups) -> dict[str, Group]:
+    return {group.prompt.id: group for group in groups}
+
+
+def some_adapter(folder: str, seed: int, lora: Lora) -> tuple[Adapter, AdapterBytes]:
+    """An adapter that does something: `lora_b` isn't zero."""
+    model = mlx_model.load(folder)
+    mx.random.seed(seed)
+    mlx_model.wrap(model, lora)
+    weights = {name: mx.random.normal(array.shape) for name, array in mlx_model.adapter_weights(model).items()}
+    return Adapter(f"h{seed}", 1, None, 0), AdapterBytes(mlx_model.pack(weights, lora.config()), b"")
+
+
+def scores_of(generator, group: Group, rollout) -> np.ndarray:
+    """Log-probabilities of a rollout in one plain pass over the whole sequence, at its temperature."""
+    whole = [*group.prompt_token_ids, *rollout.token_ids]
+    logits = generator.model.network(mx.array([whole[:-1]]))[0, len(group.prompt_token_ids) - 1 :]
+    scaled = np.array(logits, np.float64) / group.sampling.temperature
+    full = (
+        scaled
+        - np.log(np.exp(scaled - scaled.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - scaled.max(-1, keepdims=True)
+    )
+    return full[np.arange(len(rollout.token_ids)), list(rollout.token_ids)]
+
+
+def test_every_prompt_becomes_one_whole_group(generator, folder):
+    groups = sample(generator, wave_of(*TEXTS))
+    assert sorted(g.prompt.task.question for g in groups) == sorted(TEXTS)
+    for group in groups:
+        assert group.id == short("g", group.prompt.id)
+        assert (group.model, group.adapter, group.sampling) == (folder, None, SAMPLING)
+        assert group.prompt_token_ids == tuple(encode(generator.model, group.prompt.messages))
+        assert [r.index for r in group.rollouts] == [0, 1, 2]
+        for rollout in group.rollouts:
+            assert rollout.id == short("r", group.prompt.id, rollout.index)
+            assert len(rollout.token_ids) == len(rollout.logprobs) <= 12
+            assert (rollout.finish_reason == "stop") == (rollout.token_ids[-1] == 3)
+            assert not any(mark in rollout.text for mark in ("</s>", "<s>", "<pad>"))
+
+
+def test_a_stop_keeps_its_token_and_log_probability_but_not_its_text(generator):
+    groups = sample(generator, wave_of(*TEXTS, temperature=3.0, max_tokens=100))
+    stopped = [r for group in groups for r in group.rollouts if r.finish_reason == "stop"]
+    assert stopped
+    for rollout in stopped:
+        assert rollout.token_ids.index(3) == len(rollout.token_ids) - 1
+        ordinary = [token for token in rollout.token_ids if token > 3]
+        assert len(rollout.text) == len(ordinary)
+
+
+def test_the_same_wave_is_the_same_bytes(generator, folder):
+    wave = wave_of(*TEXTS)
+    first = sample(generator, wave)
+    sample(generator, wave_of("something else", slots=7))
+    assert sample(generator, wave) == first
+    assert sample(make_generator(model=folder), wave) == first
+
+
+def test_rollouts_of_a_group_differ_and_seeds_too(generator):
+    for group in sample(generator, wave_of(*TEXTS)):
+        assert len({r.token_ids for r in group.rollouts}) == 3
+        assert [r.seed for r in group.rollouts] == [rollout_seed(5, group.prompt.id, i) for i in range(3)]
+    assert sample(generator, wave_of("one", seed=6)) != sample(generator, wave_of("one", seed=5))
+
+
+@pytest.mark.parametrize("slots", [1, 2, 64])
+def test_what_shares_a_batch_does_not_choose_tokens(generator, slots):
+    expected = by_prompt(sample(generator, wave_of(*TEXTS)))
+    for group in sample(generator, wave_of(*reversed(TEXTS), slots=slots)):
+        for ours, theirs in zip(group.rollouts, expected[group.prompt.id].rollouts, strict=True):
+            assert ours.token_ids == theirs.token_ids
+            assert np.allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+
+
+def test_prompts_that_begin_alike_are_read_as_if_alone(generator):
+    texts = [f"Work through the sum below, digit by digit, then answer: {sum_}" for sum_ in ("1+1", "1+12", "77+3")]
+    together = by_prompt(sample(generator, wave_of(*texts, slots=1)))
+    for text in texts:
+        (alone,) = sample(generator, wave_of(text))
+        shared = together[alone.prompt.id]
+        assert [r.token_ids for r in shared.rollouts] == [r.token_ids for r in alone.rollouts]
+        assert np.allclose(shared.rollouts[0].logprobs, alone.rollouts[0].logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_log_probabilities_are_those_of_what_was_sampled_from(generator, temperature):
+    for group in sample(generator, wave_of(*TEXTS, temperature=temperature)):
+        for rollout in group.rollouts:
+            assert np.allclose(rollout.logprobs, scores_of(generator, group, rollout), atol=1e-4)
+
+
+def test_temperature_zero_takes_the_likeliest(generator):
+    for group in sample(generator, wave_of(*TEXTS, temperature=0.0, group_size=2)):
+        tokens = list(group.prompt_token_ids)
+        for token in group.rollouts[0].token_ids:
+            assert token == mx.argmax(generator.model.network(mx.array([tokens]))[0, -1]).item()
+            tokens.append(token)
+        assert group.rollouts[0].token_ids == group.rollouts[1].token_ids
+        assert set(group.rollouts[0].logprobs) == {0.0}
+
+
+def test_what_cannot_be_sampled_is_lost_with_a_reason(generator):
+    groups = by_prompt(sample(generator, wave_of("fine", "x" * 300, "refuse")))
+    fine, long, refused = (groups[prompt_of(text).id] for text in ("fine", "x" * 300, "refuse"))
+    assert isinstance(fine, Group)
+    assert isinstance(long, LostGroup) and "context 256" in long.reason
+    assert isinstance(refused, LostGroup) and "refused" in refused.reason
+    assert long.id == short("g", long.prompt.id)
+
+
+def test_the_context_ends_a_completion(generator):
+    (group,) = sample(generator, wave_of("x" * 233, max_tokens=100, temperature=0.5))
+    room = 256 - len(group.prompt_token_ids)
+    assert 0 < room < 100
+    assert all(r.finish_reason == "stop" or len(r.token_ids) == room for r in group.rollouts)
+
+
+def test_a_model_without_a_chat_template_reads_plain_text(tmp_path):
+    generator = make_generator(model=make_tiny_model(tmp_path / "plain", chat=False))
+    system = Message("system", "be kind")
+    assert (
+        generator.model.tokenizer.decode(encode(generator.model, prompt_of("hi", system).messages)) == "be kind\n\nhi"
+    )
+    prompts = (prompt_of(""), prompt_of("a"), prompt_of("hi", system))
+    empty, *rest = sample(generator, Wave("w", prompts, SAMPLING))
+    assert isinstance(empty, LostGroup) and "empty" in empty.reason
+    assert {group.prompt.id for group in rest} == {prompt.id for prompt in prompts[1:]}
+
+
+def test_adapters_come_and_go(generator, folder):
+    wave = wave_of(*TEXTS)
+    base = sample(generator, wave)
+    one, two = some_adapter(folder, 1, Lora(rank=4)), some_adapter(folder, 2, Lora(rank=8, keys=("self_attn.q_proj",)))
+    with_one = sample(generator, wave, *one)
+    with_two = sample(generator, wave, *two)
+    assert {group.adapter for group in with_one} == {"h1"}
+    texts = [{r.text for g in groups for r in g.rollouts} for groups in (base, with_one, with_two)]
+    assert texts[0] != texts[1] != texts[2]
+    assert sample(generator, wave, *one) == with_one
+    assert sample(generator, wave, one[0], None) == with_one, "an adapter in place needs no bytes"
+    assert sample(generator, wave) == base
+
+
+def test_log_probabilities_under_an_adapter(generator, folder):
+    for group in sample(generator, wave_of(*TEXTS), *some_adapter(folder, 3, Lora(rank=4))):
+        for rollout in group.rollouts:
+            assert np.allclose(rollout.logprobs, scores_of(generator, group, rollout), atol=2e-4)
+
+
+def test_an_adapter_of_another_model_is_refused(generator, tmp_path):
+    other = make_tiny_model(tmp_path / "other", hidden_size=64)
+    with pytest.raises(MissingError, match="does not fit"):
+        sample(generator, wave_of("one"), *some_adapter(other, 4, Lora(rank=4)))
+    assert isinstance(sample(generator, wave_of("one"))[0], Group)
+
+
+def test_a_ruined_adapter_loses_its_groups(generator, folder):
+    adapter, content = some_adapter(folder, 6, Lora(rank=4))
+    arrays, config = mlx_model.unpack(content.weights)
+    ruined = mlx_model.pack({name: array * mx.nan for name, array in arrays.items()}, config)
+    lost = sample(generator, wave_of("one", "two"), adapter, AdapterBytes(ruined, b""))
+    assert all(isinstance(group, LostGroup) and "finite" in group.reason for group in lost)
+    assert isinstance(sample(generator, wave_of("one"))[0], Group)
+
+
+def test_a_model_with_sliding_windows_decodes_as_in_one_pass(tmp_path):
+    changes = {"model_type": "llama", "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+    generator = make_generator(model=make_tiny_model(tmp_path / "sliding", **changes))
+    assert isinstance(generator, MlxGenerator)
+    for group in sample(generator, wave_of(*TEXTS)):
+        for rollout in group.rollouts:
+            assert np.allclose(rollout.logprobs, scores_of(generator, group, rollout), atol=1e-4)
+
+
+def test_draw_keeps_to_the_distribution():
+    """20,000 rows of one distribution: every share within five standard errors."""
+    logits = np.array([2.0, 1.0, 0.0, -1.0, -2.0], np.float32)
+    keys = mx.random.split(mx.random.key(0), 20_000)
+    tokens, logprobs = draw(mx.array(np.tile(logits, (20_000, 1))), keys, Sampling(temperature=0.5))
+    shares = np.exp(logits / 0.5) / np.exp(logits / 0.5).sum()
+    counted = np.bincount(np.array(tokens), minlength=5) / 20_000
+    assert np.all(np.abs(counted - shares) < 5 * np.sqrt(shares * (1 - shares) / 20_000) + 1e-9)
+    assert np.allclose(np.array(logprobs), np.log(shares)[np.array(tokens)], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"), [({"top_k": 2}, 2), ({"top_p": 0.7}, 2), ({"top_p": 0.6}, 1), ({"top_k": 3, "top_p": 0.9}, 2)]
+)
+def test_filters_keep_the_likeliest_and_their_log_probabilities(settings, kept):
+    """Shares 0.64, 0.24, 0.09, 0.03 …; of the first three alone 0.67, 0.24, 0.09."""
+    logits = np.array([0.0, 2.0, 1.0, -1.0, -2.0], np.float32)
+    keys = mx.random.split(mx.random.key(1), 2_000)
+    tokens, logprobs = draw(mx.array(np.tile(logits, (2_000, 1))), keys, Sampling(**settings))
+    order = np.argsort(-logits)[:kept]
+    assert set(np.array(tokens).tolist()) == set(order.tolist())
+    shares = np.full(5, np.nan)
+    shares[order] = np.exp(logits[order]) / np.exp(logits[order]).sum()
+    assert np.allclose(np.array(logprobs), np.log(shares)[np.array(tokens)], atol=1e-5)
+
+
+def test_draw_does_not_see_the_other_rows():
+    logits, keys = mx.random.normal((6, 9), key=mx.random.key(2)), mx.random.split(mx.random.key(3), 6)
+    tokens, _ = draw(logits, keys, Sampling())
+    some, _ = draw(logits[mx.array([4, 1])], keys[mx.array([4, 1])], Sampling())
+    assert some.tolist() == [tokens.tolist()[4], tokens.tolist()[1]]
+
+
+def test_a_missing_model_says_what_to_do(tmp_path):
+    with pytest.raises(MissingError, match="no model folder"):
+        mlx_model.resolve(str(tmp_path / "nowhere"))
+    with pytest.raises(MissingError, match="can't be loaded"):
+        mlx_model.load(str(tmp_path))
+    assert mlx_model.resolve("some-org/some-model") == "some-org/some-model"

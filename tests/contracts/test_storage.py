@@ -1,0 +1,369 @@
+"""What every storage keeps: the first of everything, exactly, under its run; and the way back to what made it."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from struct import pack
+
+import pytest
+from storage_nouns import (
+    CHILD,
+    CONTENT,
+    FIRST,
+    GRANDCHILD,
+    SECOND,
+    TASKS,
+    group,
+    lesson,
+    lost,
+    scored,
+    state,
+)
+
+from grpo_ray.errors import ConfigError, MissingError, RunLocked
+from grpo_ray.protocols import Archive, Store
+from grpo_ray.storage import embedded, memory, postgres
+from grpo_ray.types import Reply, Score
+
+Opened = Callable[[], Awaitable[Archive]]
+HOSTILE = (
+    "nul \x00 esc \x1b[31m\x1b0041",
+    "lone \ud800 \udfff pair \ud83d\ude00",
+    "'; DROP TABLE run; --",
+    "\r\n\t ",
+    "",
+)
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A home with a server that runs as long as this module."""
+    with tempfile.TemporaryDirectory() as home:
+        place = Path(home).resolve()
+        holder = embedded.Embedded(place)
+        asyncio.run(holder.revive())
+        yield str(place)
+        asyncio.run(holder.leave())
+        embedded.remove(place)
+
+
+@pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.postgres)])
+def storage(request: pytest.FixtureRequest) -> Opened:
+    """Opens an archive; that of PostgreSQL keeps what other tests left, so each test has runs of its own."""
+    if request.param == "memory":
+        return memory.make_storage
+    dsn = embedded.dsn(request.getfixturevalue("server"))
+    return lambda: postgres.make_storage(dsn=dsn)
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest) -> str:
+    """A run's name that no other test has."""
+    return request.node.name
+
+
+@asynccontextmanager
+async def opened(storage: Opened) -> AsyncIterator[Archive]:
+    archive = await storage()
+    try:
+        yield archive
+    finally:
+        await archive.close()
+
+
+@asynccontextmanager
+async def begun(storage: Opened, run: str) -> AsyncIterator[tuple[Archive, Store]]:
+    """An archive with a run of two seeds in it."""
+    async with opened(storage) as archive:
+        await archive.create_run(state(run))
+        yield archive, await archive.open(run)
+
+
+def test_a_run_begins_once(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (archive, store):
+            with pytest.raises(ConfigError, match="exists already"):
+                await archive.create_run(state(run))
+            assert await store.load_state() == state(run)
+            about = next(row for row in await archive.runs() if row["run"] == run)
+            assert (about["name"], about["step"], about["steps"], about["rollouts"]) == ("sums", 0, 3, 0)
+            assert about["wanted"] == "run" and about["finished"] is False and "T" in about["created"]
+
+    asyncio.run(main())
+
+
+def test_an_unknown_run_is_named_with_the_nearest(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (archive, _):
+            with pytest.raises(MissingError, match="did you mean"):
+                await archive.open(run + "x")
+
+    asyncio.run(main())
+
+
+def test_groups_come_back_equal_and_the_first_is_kept(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (archive, store):
+            assert await store.save_group(0, group()) == group()
+            assert await store.save_group(0, group(texts=("other", "text"))) == group()
+            assert await store.save_group(0, lost()) == lost()
+            assert await store.save_group(0, group("lost")) == lost()
+            assert await archive.progress(run) == {"step": 0, "steps": 3, "groups": 2, "rollouts": 2}
+
+    asyncio.run(main())
+
+
+def test_scores_and_lessons_come_back_equal(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (_, store):
+            for step, name in ((1, "b"), (0, "c"), (0, "a")):
+                await store.save_group(step, group(name))
+                assert await store.save_scored(step, scored(group(name))) == scored(group(name))
+            assert await store.save_scored(0, scored(group("a"), (0.25,))) == scored(group("a"))
+            await store.save_lessons(0, [lesson(scored(group("c"))), lesson(scored(group("a")))])
+            await store.save_lessons(0, [lesson(scored(group("c")))])
+            assert await store.scored_groups() == [scored(group(name)) for name in "acb"]
+            assert await store.scored_groups(1) == await store.scored_groups(1, 1) == [scored(group("b"))]
+            assert await store.lessons() == [lesson(scored(group("a"))), lesson(scored(group("c")))]
+            assert await store.lessons(1) == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_comes_back_as_it_was(storage: Opened, run: str, text: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (archive, store):
+            hostile = scored(group(texts=(text, text + "'")))
+            await store.save_group(0, hostile.group)
+            assert await store.save_scored(0, hostile) == hostile
+            assert await store.scored_groups() == [hostile]
+            assert await store.save_reply("key", Reply(text, "gpt")) == Reply(text, "gpt")
+            await store.save_event(0, "said", {"text": text, text: [text]})
+            assert (await archive.events(run))[0]["detail"] == {"text": text, text: [text]}
+            assert dict(await archive.unembedded(run, 9))["r-0-0"] == text
+
+    asyncio.run(main())
+
+
+def test_numbers_come_back_bit_for_bit(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (_, store):
+            saved = group()
+            back = await store.save_group(0, saved)
+            bits = [[pack("<d", value) for value in one.logprobs] for one in saved.rollouts]
+            assert [[pack("<d", value) for value in one.logprobs] for one in back.rollouts] == bits  # pyright: ignore
+            await store.save_scores("validation", [Score("t-seed", None, "sum-0", 0.1 + 0.2, "2")])
+            assert (await store.load_scores("validation"))[0].correct == 0.1 + 0.2
+
+    asyncio.run(main())
+
+
+def test_adapters_are_kept_by_their_hash(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (_, store):
+            await store.save_adapter(FIRST, CONTENT, [("loss", 0.5)])
+            await store.save_adapter(SECOND, CONTENT, [("loss", 0.25), ("kl", 0.0)])
+            assert await store.load_adapter("aa11") == CONTENT
+            assert await store.adapters() == [(FIRST, {"loss": 0.5}), (SECOND, {"loss": 0.25, "kl": 0.0})]
+            with pytest.raises(MissingError, match=r"aa[12]"):
+                await store.load_adapter("aa12")
+
+    asyncio.run(main())
+
+
+def test_states_are_kept_in_order_and_the_first_of_each_step(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (archive, store):
+            await store.save_adapter(FIRST, CONTENT, [])
+            await store.save_state(state(run, 1, FIRST, CHILD))
+            await store.save_state(state(run, 1))
+            await store.save_state(state(run, 3, FIRST, CHILD, GRANDCHILD))
+            assert await store.load_state() == state(run, 3, FIRST, CHILD, GRANDCHILD)
+            assert await store.states() == [
+                state(run),
+                state(run, 1, FIRST, CHILD),
+                state(run, 3, FIRST, CHILD, GRANDCHILD),
+            ]
+            assert next(row for row in await archive.runs() if row["run"] == run)["finished"] is True
+
+    asyncio.run(main())
+
+
+def test_scores_replies_and_outcomes_keep_the_first(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (_, store):
+            scores = [Score("t-seed", name, task.id, 1.0, "2") for task in TASKS for name in (None, "aa11")]
+            await store.save_scores("heldout", scores)
+            await store.save_scores("heldout", [Score("t-seed", None, "sum-0", 0.0, "again")])
+            assert await store.load_scores("heldout") == scores and await store.load_scores("validation") == []
+            assert await store.load_reply("k") is None
+            assert await store.save_reply("k", Reply("a", "gpt", True, 3, 4)) == Reply("a", "gpt", True, 3, 4)
+            assert await store.save_reply("k", Reply("b", "gpt")) == Reply("a", "gpt", True, 3, 4)
+            assert await store.load_reply("k") == Reply("a", "gpt", True, 3, 4)
+            assert await store.load_outcome() is None
+            await store.save_outcome({"both": {"accuracy": 0.5}, "paired": [["a - b", 0.1]]})
+            await store.save_outcome({"both": None})
+            assert await store.load_outcome() == {"both": {"accuracy": 0.5}, "paired": [["a - b", 0.1]]}
+
+    asyncio.run(main())
+
+
+def test_wishes_and_events(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (archive, store):
+            assert await archive.wanted(run) == "run"
+            await archive.want(run, "pause", "ann")
+            await archive.want(run, "stop", "bob")
+            assert await archive.wanted(run) == "stop"
+            await store.save_event(1, "update_skipped", {"why": "no lessons"})
+            await store.save_event(1, "update_skipped", {"why": "no lessons"})
+            events = await archive.events(run)
+            assert [event["kind"] for event in events] == ["want_pause", "want_stop", "update_skipped"]
+            assert events[1]["detail"]["who"] == "bob"
+            assert await archive.events(run, after=events[1]["id"]) == events[2:]
+
+    asyncio.run(main())
+
+
+def test_search_ranks_by_cosine_and_stays_in_its_run(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (archive, store):
+            await store.save_group(0, group("a"))
+            await store.save_group(0, group("b"))
+            assert sorted(id for id, _ in await archive.unembedded(run, 9)) == ["r-a-0", "r-a-1", "r-b-0", "r-b-1"]
+            vectors = [("r-a-0", [1.0, 0.0]), ("r-a-1", [0.0, 1.0]), ("r-b-0", [3.0, 4.0])]
+            await archive.save_embeddings(run, "nano", vectors)
+            await archive.save_embeddings(run, "nano", [("r-a-0", [0.0, 1.0])])
+            found = await archive.search(run, [2.0, 0.0], 2)
+            assert [id for id, _ in found] == ["r-a-0", "r-b-0"]
+            assert [near for _, near in found] == pytest.approx([1.0, 0.6], abs=1e-6)
+            assert await archive.unembedded(run, 9) == [("r-b-1", "3")]
+            await archive.create_run(state(f"{run}-two"))
+            assert await archive.search(f"{run}-two", [2.0, 0.0], 2) == []
+
+    asyncio.run(main())
+
+
+async def _grown(store: Store, run: str) -> None:
+    """Two adapters, three generations, one scored group of the grandchild under the second adapter."""
+    await store.save_adapter(FIRST, CONTENT, [("loss", 0.5)])
+    await store.save_adapter(SECOND, CONTENT, [("loss", 0.25)])
+    await store.save_state(state(run, 1, FIRST, CHILD))
+    await store.save_state(state(run, 2, SECOND, CHILD, GRANDCHILD))
+    last = scored(group("z", "t-grandchild", "aa22"))
+    await store.save_group(2, last.group)
+    await store.save_scored(2, last)
+    await store.save_lessons(2, [lesson(last)])
+
+
+def test_find_a_rollout_by_the_beginning_of_its_id(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (archive, store):
+            await _grown(store, run)
+            row = await archive.find("rollout", "r-z-0", run)
+            assert (row["id"], row["run"], row["step"], row["text"], row["group"]) == ("r-z-0", run, 2, "2", "g-z")
+            assert row["prompt"]["template_id"] == "t-grandchild" and row["prompt"]["messages"][0]["role"] == "system"
+            assert (
+                row["prompt"]["task"]["answer"] and row["sampling"]["temperature"] == 0.7 and row["adapter"] == "aa22"
+            )
+            assert [one["rationale"] for one in row["evaluations"]] == ["2 is right", "about 2", "the judge gave up"]
+            assert row["reward"] == {
+                "value": 1.0,
+                "parts": [
+                    {"name": "verified", "value": 1.0, "weight": 0.7},
+                    {"name": "format", "value": 1.0, "weight": 0.3},
+                ],
+            }
+            assert row["advantage"] == 0.5
+            with pytest.raises(ConfigError, match="several fit"):
+                await archive.find("rollout", "r-z", run)
+            with pytest.raises(MissingError, match=r"r-z-[01]"):
+                await archive.find("rollout", "r-z-5", run)
+            with pytest.raises(MissingError, match="rollout"):
+                await archive.find("rolout", "r-z-0", run)
+
+    asyncio.run(main())
+
+
+def test_find_every_kind(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (archive, store):
+            await _grown(store, run)
+            assert (await archive.find("template", "t-ch", run))["note"] == "the judges missed the steps"
+            assert (await archive.find("adapter", "aa2", run))["parent"] == "aa11"
+            assert (await archive.find("adapter", "aa2", run))["metrics"] == {"loss": 0.25}
+            assert (await archive.find("prompt", "p-z", run))["template_id"] == "t-grandchild"
+            assert (await archive.find("group", "g-z", run))["step"] == 2
+            found = await archive.find("run", run)
+            assert (found["run"], found["step"], found["state"]["recipe"]["seed"]) == (run, 2, 7)
+
+    asyncio.run(main())
+
+
+@pytest.mark.postgres
+def test_the_whole_ancestry(server: str, run: str) -> None:
+    async def main() -> None:
+        async with begun(lambda: embedded.make_storage(home=server), run) as (archive, store):
+            await _grown(store, run)
+            row = await archive.find("rollout", "r-z-0", run)
+            assert [one["id"] for one in row["templates"]] == ["t-grandchild", "t-child", "t-other", "t-seed"]
+            assert [one["mutation"] for one in row["templates"]] == ["set_parameter", "rewrite", "seed", "seed"]
+            assert [one["hash"] for one in row["adapters"]] == ["aa22", "aa11"]
+            template = await archive.find("template", "t-child", run)
+            assert template["children"] == ["t-grandchild"] and template["settings"] == [["clarity", "long"]]
+            assert [(one["step"], one["trials"]) for one in template["history"]] == [(1, 2.0), (2, 2.0)]
+            assert (await archive.find("template", "t-grandchild", run))["mean_reward"] == 1.0
+            about = await archive.find("run", run)
+            assert [one["step"] for one in about["states"]] == [0, 1, 2] and len(about["adapters"]) == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.postgres
+def test_a_run_is_worked_on_by_one(server: str, run: str) -> None:
+    async def main() -> None:
+        async with begun(lambda: embedded.make_storage(home=server), run) as (archive, _):
+            await archive.lock(run)
+            await archive.lock(run)
+            async with opened(lambda: embedded.make_storage(home=server)) as other:
+                with pytest.raises(RunLocked, match=run):
+                    await other.lock(run)
+                await archive.close()
+                await other.lock(run)
+
+    asyncio.run(main())
+
+
+@pytest.mark.postgres
+def test_two_writers_keep_one_group(server: str, run: str) -> None:
+    """Both are told the same, whichever came first."""
+
+    async def main() -> None:
+        async with begun(lambda: embedded.make_storage(home=server), run) as (_, store):
+            for name in "abcd":
+                one, two = group(name), group(name, texts=("x", "y"))
+                kept = await asyncio.gather(*(store.save_group(0, g) for g in (one, two, one, two)))
+                assert all(back == kept[0] for back in kept) and kept[0] in (one, two)
+                marks = [scored(kept[0], (value,)) for value in (0.25, 0.75)]
+                judged = await asyncio.gather(*(store.save_scored(0, mark) for mark in marks))
+                assert judged[0] == judged[1] and judged[0] in marks
+
+    asyncio.run(main())
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused(server: str, run: str, bad: float) -> None:
+    async def main() -> None:
+        async with begun(lambda: embedded.make_storage(home=server), run) as (_, store):
+            await store.save_group(0, group())
+            with pytest.raises(ValueError, match="score"):
+                await store.save_scored(0, scored(group(), (bad,)))
+            assert await store.scored_groups() == []
+            with pytest.raises(ValueError):
+                await store.save_event(0, "x", {"loss": bad})
+
+    asyncio.run(main())

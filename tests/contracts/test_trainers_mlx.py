@@ -1,0 +1,237 @@
+"""The LoRA trainer keeps the Trainer protocol: the same bytes for the same lessons, and it does learn."""
+
+import json
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm import load as load_with_mlx_lm
+from tiny_model import make_tiny_model
+
+from grpo_ray import mlx_model
+from grpo_ray.generators.mlx import make_generator
+from grpo_ray.mlx_model import mx
+from grpo_ray.trainers.losses import Clip, token_logprobs, token_weights
+from grpo_ray.trainers.mlx_lora import gradient_of, make_trainer, pupil_of, score_plain, score_shared
+from grpo_ray.types import Adapter, Lesson, Message, Prompt, Reward, Sampling, ScoredGroup, ScoredRollout, Task, Wave
+
+pytestmark = pytest.mark.mlx
+TEXTS = ("one", "two and two and two", "a third one, rather longer", "4")
+SETTINGS = {"rank": 4, "learning_rate": 5e-3, "groups_per_batch": 2}
+FIRST = Adapter("first", 1, None, 0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def lessons(folder) -> list[Lesson]:
+    return sample_lessons(folder, Sampling(group_size=4, temperature=0.9, max_tokens=14, slots=8))
+
+
+@pytest.fixture(scope="module")
+def trainer(folder):
+    return make_trainer(model=folder, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def first(trainer, lessons):
+    return trainer.update(None, None, lessons, 11)
+
+
+def sample_lessons(folder: str, sampling: Sampling) -> list[Lesson]:
+    """Real rollouts with advantages that sum to zero, some of them zero."""
+    prompts = tuple(Prompt(text, "t", Task(text, text), (Message("user", text),)) for text in TEXTS)
+    groups = make_generator(model=folder).sample(Wave("w", prompts, sampling), None, None)
+    return [lesson_of(group) for group in sorted(groups, key=lambda group: group.id)]
+
+
+def lesson_of(group) -> Lesson:
+    advantages = [1.3, -1.3, 0.4, -0.4, *[0.0] * len(group.rollouts)][: len(group.rollouts)]
+    Random(group.id).shuffle(advantages)
+    scored = tuple(ScoredRollout(rollout, (), Reward(0.5, ())) for rollout in group.rollouts)
+    return Lesson(ScoredGroup(group, scored), tuple(advantages))
+
+
+def trained(folder: str, content) -> mlx_model.Model:
+    model = mlx_model.load(folder)
+    mlx_model.swap(model, content.weights if content else None)
+    return model
+
+
+def preference(model: mlx_model.Model, lessons: list[Lesson]) -> float:
+    """Mean over tokens of advantage × log-probability: what an update should raise."""
+    pupils = [pupil_of(lesson) for lesson in lessons]
+    total = 0.0
+    for pupil in pupils:
+        logps, _ = token_logprobs(score_plain(model.network, pupil), pupil.tokens_G_T, pupil.temperature)
+        total += (mx.where(pupil.active_G_T, logps, 0.0) * pupil.advantages_G[:, None]).sum().item()
+    return total / sum(sum(pupil.lengths) for pupil in pupils)
+
+
+def test_an_update_raises_what_was_better(folder, lessons, first):
+    assert not first.skipped
+    assert preference(trained(folder, first.content), lessons) > preference(trained(folder, None), lessons) + 0.05
+
+
+def test_metrics_are_complete_and_finite(first, lessons):
+    metrics = dict(first.metrics)
+    assert set(metrics) == {"loss", "grad_norm", "kl", "clip_share", "ratio", "entropy", "tokens", "seconds"}
+    assert np.isfinite(list(metrics.values())).all()
+    assert metrics["tokens"] == 2 * sum(len(r.token_ids) for lesson in lessons for r in lesson.group.group.rollouts)
+    assert 0 < metrics["entropy"] < np.log(100) and 0 <= metrics["clip_share"] < 1
+
+
+def test_the_same_arguments_give_the_same_bytes(folder, trainer, lessons, first):
+    assert trainer.update(None, None, lessons, 11).content == first.content
+    second = trainer.update(FIRST, first.content, lessons, 12)
+    assert second.content != first.content
+    other = make_trainer(model=folder, **SETTINGS)
+    assert other.update(FIRST, first.content, list(reversed(lessons)), 12).content == second.content
+
+
+def test_the_seed_chooses_fresh_weights_and_order(trainer, lessons, first):
+    assert trainer.update(None, None, lessons, 12).content != first.content
+
+
+def test_optimizer_state_goes_on(trainer, lessons, first):
+    moments, config = mlx_model.unpack(first.content.optimizer)
+    assert config == {"optimizer": "adam", "step": 4}
+    assert {name.rsplit(".", 1)[-1] for name in moments} == {"m", "v"}
+    later = trainer.update(FIRST, first.content, lessons, 12)
+    assert mlx_model.unpack(later.content.optimizer)[1]["step"] == 8
+    amnesia = replace(first.content, optimizer=b"")
+    assert trainer.update(FIRST, amnesia, lessons, 12).content.weights != later.content.weights
+
+
+def test_the_gate_scales_the_rate(trainer, lessons, first):
+    still = trainer.update(replace(FIRST, rate_scale=0.0), first.content, lessons, 12)
+    assert still.content.weights == first.content.weights
+
+    def moved(scale: float) -> float:
+        new = trainer.update(replace(FIRST, rate_scale=scale), first.content, lessons, 12).content.weights
+        pairs = zip(mlx_model.unpack(new)[0].values(), mlx_model.unpack(first.content.weights)[0].values(), strict=True)
+        return sum(mx.abs(a - b).sum().item() for a, b in pairs)
+
+    assert moved(0.25) < 0.5 * moved(1.0)
+
+
+def test_the_first_ratio_is_one(folder, lessons):
+    """The sampler's stored log-probabilities and the trainer's own pass agree, at a temperature that isn't 1."""
+    once = make_trainer(model=folder, rank=4, epochs=1, groups_per_batch=len(lessons))
+    metrics = dict(once.update(None, None, lessons, 1).metrics)
+    assert abs(metrics["ratio"] - 1) < 1e-4 and abs(metrics["kl"]) < 1e-6 and metrics["clip_share"] == 0
+
+
+@pytest.mark.parametrize("weighting", ["dapo", "grpo"])
+def test_a_shared_prompt_gives_the_plain_loss_and_gradient(folder, lessons, first, weighting):
+    network = prepared(folder, first.content).network
+    for pupil in (pupil_of(lesson) for lesson in lessons):
+        weights = mx.array(token_weights([pupil.lengths], weighting)[0])
+        shared, plain = (gradient_of(network, pupil, weights, Clip(), score) for score in (score_shared, score_plain))
+        assert abs(shared[0][0].item() - plain[0][0].item()) < 1e-5
+        assert np.allclose(shared[0][1].tolist(), plain[0][1].tolist(), atol=1e-3)
+        slopes, expected = dict(tree_flatten(shared[1])), dict(tree_flatten(plain[1]))
+        assert slopes.keys() == expected.keys() and all(name.endswith(("lora_a", "lora_b")) for name in slopes)
+        assert max(mx.abs(slopes[name] - expected[name]).max().item() for name in slopes) < 1e-5
+        assert max(mx.abs(slope).max().item() for slope in slopes.values()) > 1e-3
+
+
+def prepared(folder: str, content) -> mlx_model.Model:
+    model = trained(folder, content)
+    model.network.freeze()
+    model.network.apply_to_modules(
+        lambda _, module: module.unfreeze(keys=["lora_a", "lora_b"], recurse=False) if "lora_a" in module else None
+    )
+    return model
+
+
+def test_a_prompt_of_one_token_trains(folder, lessons):
+    network = trained(folder, None).network
+    pupil = replace(pupil_of(lessons[0]), prompt_1_P=mx.array([[7]]))
+    assert mx.allclose(score_shared(network, pupil), score_plain(network, pupil), atol=1e-4).item()
+
+
+def test_other_caches_fall_back_to_whole_sequences(tmp_path):
+    changes = {"model_type": "llama", "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+    sliding = make_tiny_model(tmp_path / "sliding", **changes)
+    lessons = sample_lessons(sliding, Sampling(group_size=4, max_tokens=6, slots=8))
+    trainer = make_trainer(model=sliding, rank=4, epochs=1, groups_per_batch=8)
+    assert trainer.score is score_plain
+    assert abs(dict(trainer.update(None, None, lessons, 1).metrics)["ratio"] - 1) < 1e-4
+
+
+def test_divergence_is_refused_and_leaves_nothing_behind(trainer, lessons, first):
+    wild = [replace(lesson, advantages=(3e38, -3e38, 3e38, -3e38)) for lesson in lessons]
+    update = trainer.update(FIRST, first.content, wild, 3)
+    assert "diverged" in update.skipped
+    assert update.content == first.content
+    assert trainer.update(None, None, lessons, 11).content == first.content
+
+
+def test_greedy_lessons_teach_nothing(folder, trainer, lessons):
+    greedy = sample_lessons(folder, Sampling(group_size=2, temperature=0.0, max_tokens=4))
+    assert "temperature" in trainer.update(None, None, greedy, 1).skipped
+    assert (
+        trainer.update(None, None, [*lessons, *greedy], 11).content == trainer.update(None, None, lessons, 11).content
+    )
+
+
+def test_the_penalty_alone_leads_back_to_the_base_model(folder, lessons, first):
+    """Advantages of zero leave only the penalty: what an earlier update moved, it moves back."""
+    pupils = [pupil_of(lesson) for lesson in lessons]
+    base = [
+        token_logprobs(score_plain(trained(folder, None).network, p), p.tokens_G_T, p.temperature)[0] for p in pupils
+    ]
+
+    def distance(content) -> float:
+        network = trained(folder, content).network
+        ours = [token_logprobs(score_plain(network, p), p.tokens_G_T, p.temperature)[0] for p in pupils]
+        parts = zip(pupils, base, ours, strict=True)
+        return sum(mx.where(p.active_G_T, mx.abs(ref - new), 0.0).sum().item() for p, ref, new in parts)
+
+    idle = [replace(lesson, advantages=(0.0,) * 4) for lesson in lessons]
+    trainer = make_trainer(model=folder, **SETTINGS, epochs=4, kl=1.0)
+    afterwards = trainer.update(FIRST, replace(first.content, optimizer=b""), idle, 5).content
+    assert distance(afterwards) < 0.5 * distance(first.content)
+
+
+def test_fresh_weights_change_nothing_until_trained(folder, lessons):
+    still = make_trainer(model=folder, rank=4, learning_rate=0.0).update(None, None, lessons, 1)
+    pupil = pupil_of(lessons[0])
+    bare, wrapped = trained(folder, None).network, trained(folder, still.content).network
+    assert mx.array_equal(score_plain(bare, pupil), score_plain(wrapped, pupil)).item()
+
+
+def test_mlx_lm_loads_the_adapter_as_its_own(folder, lessons, first, tmp_path):
+    (tmp_path / "adapters.safetensors").write_bytes(first.content.weights)
+    _, config = mlx_model.unpack(first.content.weights)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    theirs = load_with_mlx_lm(folder, adapter_path=str(tmp_path))[0]
+    pupil = pupil_of(lessons[0])
+    assert mx.array_equal(score_plain(theirs, pupil), score_plain(trained(folder, first.content).network, pupil)).item()
+
+
+@pytest.mark.parametrize("kind", [mx.float32, mx.bfloat16, mx.float16, mx.int32])
+def test_packed_arrays_come_back(kind):
+    arrays = {"b": mx.arange(6).reshape(2, 3).astype(kind), "a": mx.array([1.5]).astype(kind)}
+    content = mlx_model.pack(arrays, {"x": [1, None]})
+    again, config = mlx_model.unpack(content)
+    assert config == {"x": [1, None]} and set(again) == {"a", "b"}
+    assert all(again[name].dtype == kind and mx.array_equal(again[name], arrays[name]).item() for name in arrays)
+    assert mlx_model.pack(dict(reversed(again.items())), config) == content
+
+
+@pytest.mark.parametrize("shape", [{"num_layers": 1}, {"keys": ["self_attn.v_proj", "mlp.up_proj"]}])
+def test_an_adapter_of_any_shape_goes_on(folder, lessons, shape):
+    trainer = make_trainer(model=folder, **SETTINGS, **shape)
+    once = trainer.update(None, None, lessons[:2], 1)
+    again = make_trainer(model=folder, **SETTINGS, **shape).update(FIRST, once.content, lessons[2:], 2)
+    assert not again.skipped
+    assert again.content == trainer.update(FIRST, once.content, lessons[2:], 2).content
+    names = mlx_model.unpack(again.content.weights)[0]
+    assert len(names) == (14 if "num_layers" in shape else 8)

@@ -1,0 +1,191 @@
+"""The real loop and exams over canned backends: what comes out depends on the recipe, and on nothing else."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from little import stage
+
+from actors.coordinator import conduct
+from grpo_ray import loop
+from grpo_ray.canonical import digest
+from grpo_ray.crew import StoreControl
+from grpo_ray.protocols import Archive, Crew
+from grpo_ray.recipe import Named, RunState
+from grpo_ray.types import Adapter, Group, LostGroup, ScoredGroup, Wave
+
+LAGS = pytest.mark.parametrize("lag", [0, 1, 2])
+
+
+async def taken(state: RunState, archive: Archive | None = None, generators: int = 1) -> RunState:
+    """The state that a run comes to, from where `state` is."""
+    archive = archive or await stage.archive_with(state)
+    async with stage.crew_over(archive, state, generators) as crew:
+        return await loop.run(state, crew, StoreControl(archive, state.run))
+
+
+class Edge:
+    """A control that lets a number of steps through."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    async def proceed(self, state: RunState) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+    async def approve(self, state: RunState) -> RunState:
+        return state
+
+
+@LAGS
+def test_a_run_is_the_same_however_many_generators_take_its_waves(lag: int) -> None:
+    first = asyncio.run(taken(stage.beginning(stage.recipe(lag=lag))))
+    second = asyncio.run(taken(stage.beginning(stage.recipe(lag=lag)), generators=3))
+    assert first == second
+    assert first.step == 4
+    assert len(first.policies) == min(lag + 1, 5)
+
+
+def test_the_lag_changes_what_is_explored() -> None:
+    ends = [asyncio.run(taken(stage.beginning(stage.recipe(lag=lag)))) for lag in (0, 1, 2)]
+    assert len({digest(replace(end, recipe=stage.recipe(), policies=())) for end in ends}) == 3
+
+
+def test_both_halves_learn() -> None:
+    end = asyncio.run(taken(stage.beginning(stage.recipe(gate=replace(stage.recipe().gate, tasks=0)))))
+    assert end.adapter is not None and end.adapter.version >= 2
+    assert any(member.trials for member in end.population.members)
+    assert any(template.mutation == "random_edit" for template in end.population.templates)
+
+
+@LAGS
+@pytest.mark.parametrize("broken", [1, 2, 3])
+def test_a_run_that_was_stopped_goes_on_to_an_equal_state(lag: int, broken: int) -> None:
+    async def twice() -> RunState:
+        state = stage.beginning(stage.recipe(lag=lag))
+        archive = await stage.archive_with(state)
+        async with stage.crew_over(archive, state) as crew:
+            await loop.run(state, crew, Edge(broken))
+        saved = await (await archive.open(state.run)).load_state()
+        assert saved is not None and saved.step == broken
+        return await taken(saved, archive)
+
+    assert asyncio.run(twice()) == asyncio.run(taken(stage.beginning(stage.recipe(lag=lag))))
+
+
+@LAGS
+def test_every_step_explores_with_the_policy_of_lag_steps_before(lag: int) -> None:
+    async def adapters() -> tuple[list[RunState], dict[int, set[str | None]]]:
+        state = stage.beginning(stage.recipe(lag=lag))
+        archive = await stage.archive_with(state)
+        await taken(state, archive)
+        store = await archive.open(state.run)
+        used = {step: {one.group.adapter for one in await store.scored_groups(step, step)} for step in range(4)}
+        return await store.states(), used
+
+    states, used = asyncio.run(adapters())
+    made = [state.adapter.hash if state.adapter else None for state in states]
+    assert used == {step: {made[max(0, step - lag)]} for step in range(4)}
+
+
+def test_lost_groups_leave_the_run_going() -> None:
+    lossy = stage.recipe(generator=Named(name="canned", settings={"lost": 0.3}))
+
+    async def groups() -> tuple[RunState, list[ScoredGroup]]:
+        state = stage.beginning(lossy)
+        archive = await stage.archive_with(state)
+        end = await taken(state, archive)
+        return end, await (await archive.open(state.run)).scored_groups()
+
+    end, found = asyncio.run(groups())
+    assert end.step == 4
+    assert 0 < len(found) < 4 * 4 * 3
+
+
+def test_a_judge_that_fails_leaves_missing_scores_with_its_reason() -> None:
+    judges = (Named(name="verifier"), Named(name="little.failing"), Named(name="little.raving"))
+
+    async def groups() -> list[ScoredGroup]:
+        state = stage.beginning(stage.recipe(judges=judges, steps=1))
+        archive = await stage.archive_with(state)
+        await taken(state, archive)
+        return await (await archive.open(state.run)).scored_groups()
+
+    found = asyncio.run(groups())
+    heard = [one for group in found for rollout in group.rollouts for one in rollout.evaluations]
+    failed = [one for one in heard if one.judge == "little.failing"]
+    assert {one.rationale for one in failed} == {"RuntimeError: this judge fell over"}
+    assert all(one.score is None for one in failed)
+    assert any(one.judge == "failing" and one.score == 1.0 for one in heard)
+    assert {one.score for one in heard if one.judge == "little.raving"} == {None}
+    assert all(rollout.reward.value is not None for group in found for rollout in group.rollouts)
+
+
+def test_stop_is_heard_at_the_edge_and_a_resume_goes_on() -> None:
+    async def stopped() -> tuple[RunState, RunState]:
+        state = stage.beginning(stage.recipe())
+        archive = await stage.archive_with(state)
+        await archive.want(state.run, "stop", "a test")
+        before = await taken(state, archive)
+        await archive.want(state.run, "run", "a test")
+        return before, await taken(before, archive)
+
+    before, after = asyncio.run(stopped())
+    assert before.step == 0
+    assert after == asyncio.run(taken(stage.beginning(stage.recipe())))
+
+
+def test_a_paused_run_waits_until_it_may_go_on() -> None:
+    async def paused() -> tuple[bool, RunState]:
+        state = stage.beginning(stage.recipe(steps=1))
+        archive = await stage.archive_with(state)
+        await archive.want(state.run, "pause", "a test")
+        work = asyncio.create_task(taken(state, archive))
+        await asyncio.wait([work], timeout=0.2)
+        waiting = not work.done()
+        await archive.want(state.run, "run", "a test")
+        return waiting, await work
+
+    waiting, end = asyncio.run(paused())
+    assert waiting
+    assert end.step == 1
+
+
+def test_a_finished_run_has_an_outcome_on_held_out_tasks() -> None:
+    async def outcome() -> tuple[dict, dict | None, dict]:
+        state = stage.beginning(stage.recipe())
+        archive = await stage.archive_with(state)
+        async with stage.crew_over(archive, state, generators=2) as crew:
+            first = await conduct(archive, state.run, crew)
+            kept = await crew.store.load_outcome()
+            return first, kept, await conduct(archive, state.run, crew)
+
+    first, kept, again = asyncio.run(outcome())
+    assert kept is not None
+    assert first == again
+    assert first["finished"] and first["step"] == 4
+    assert kept["both"]["tasks"] == len(stage.TASKS.heldout)
+    assert 0 <= kept["start_best"]["accuracy"] <= 1
+    assert set(kept["seconds"]) == {"steps", "outcome"}
+
+
+class Broken:
+    """Generators of which one loses its backend in the middle of a wave."""
+
+    async def sample(self, wave: Wave, adapter: Adapter | None) -> AsyncIterator[Group | LostGroup]:
+        yield LostGroup("g-0", wave.prompts[0], "to have begun")
+        raise RuntimeError("a bug in the pool")
+
+
+def test_a_bug_stops_the_run_and_comes_out_bare() -> None:
+    async def broken() -> None:
+        state = stage.beginning(stage.recipe(lag=1))
+        archive = await stage.archive_with(state)
+        async with stage.crew_over(archive, state) as crew:
+            sick = Crew(Broken(), crew.judges, crew.trainers, crew.store, crew.oracle, crew.tasks)
+            await conduct(archive, state.run, sick)
+
+    with pytest.raises(RuntimeError, match="a bug in the pool"):
+        asyncio.run(broken())

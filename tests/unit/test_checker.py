@@ -1,0 +1,124 @@
+"""Untrusted checks: verdicts, and what happens to a verifier that hangs, dies, prints or lies."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from grpo_ray.checker import Checker
+from grpo_ray.types import Task
+
+WILD = """
+import os, sys, time
+def verify(answer, task):
+    print("noise on stdout", flush=True)
+    if answer == "hang":
+        time.sleep(3600)
+    if answer == "spin":
+        while True: pass
+    if answer == "die":
+        os._exit(3)
+    if answer == "leave":
+        sys.exit("bye")
+    if answer == "fault":
+        raise RuntimeError("no")
+    if answer == "eat":
+        bytearray(64 << 30)
+    if answer == "keys":
+        return float("SECRET_TOKEN" in os.environ)
+    return {"two": 2.0, "nan": float("nan"), "pid": 0.5}.get(answer, 1.0)
+"""
+
+
+@pytest.fixture
+def wild(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "wild").mkdir()
+    (tmp_path / "wild" / "__init__.py").write_text("")
+    (tmp_path / "wild" / "checks.py").write_text(WILD)
+    sys.path.insert(0, str(tmp_path))
+    yield "wild.checks"
+    sys.path.remove(str(tmp_path))
+
+
+def using(checker: Checker, work: Callable[[Checker], Awaitable[None]]) -> None:
+    async def main() -> None:
+        try:
+            await work(checker)
+        finally:
+            await checker.close()
+
+    asyncio.run(main())
+
+
+def test_the_bundled_verifier_runs_in_the_child() -> None:
+    async def work(checker: Checker) -> None:
+        task = Task("t", "2+2?", "4", verifier="jsonl")
+        assert await checker.check(task, ["Answer: 4", "Answer: 5", "so it is\n4.0"]) == [1.0, 0.0, 1.0]
+        assert await checker.check(Task("t", "Why?"), ["because", "so"]) == [None, None]
+
+    using(Checker(), work)
+
+
+def test_a_fault_is_no_verdict_and_the_next_check_goes_on(wild: str) -> None:
+    async def work(checker: Checker) -> None:
+        task = Task("t", "?", verifier=wild)
+        answers = ["fine", "fault", "die", "fine", "leave", "two", "nan", "eat", "fine"]
+        assert await checker.check(task, answers) == [1.0, None, None, 1.0, None, None, None, None, 1.0]
+
+    using(Checker(), work)
+
+
+@pytest.mark.parametrize("bad", ["hang", "spin"])
+def test_a_check_that_takes_too_long_is_killed(wild: str, bad: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(checker: Checker) -> None:
+        assert await checker.check(Task("t", "?", verifier=wild), [bad, "fine"]) == [None, 1.0]
+
+    using(Checker(timeout_s=1.0), work)
+    assert "took longer than 1 s" in caplog.text
+
+
+def test_the_child_sees_no_keys(wild: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "x")
+
+    async def work(checker: Checker) -> None:
+        assert await checker.check(Task("t", "?", verifier=wild), ["keys"]) == [0.0]
+
+    using(Checker(), work)
+
+
+def test_an_unknown_verifier_is_no_verdict(caplog: pytest.LogCaptureFixture) -> None:
+    async def work(checker: Checker) -> None:
+        assert await checker.check(Task("t", "?", verifier="jsonll"), ["x"]) == [None]
+
+    using(Checker(), work)
+    assert "did you mean 'jsonl'" in caplog.text
+
+
+def test_a_cancelled_check_does_not_answer_the_next_one(wild: str) -> None:
+    async def work(checker: Checker) -> None:
+        task = Task("t", "?", verifier=wild)
+        await checker.check(task, ["fine"])
+        hanging = asyncio.create_task(checker.check(task, ["hang"]))
+        await asyncio.sleep(0.05)
+        hanging.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await hanging
+        assert await checker.check(task, ["pid", "fine"]) == [0.5, 1.0]
+
+    using(Checker(), work)
+
+
+def test_close_ends_the_child() -> None:
+    async def main() -> None:
+        checker = Checker()
+        await checker.check(Task("t", "2+2?", "4", verifier="jsonl"), ["4"])
+        child = checker._child
+        assert child is not None
+        await checker.close()
+        with pytest.raises(ProcessLookupError):
+            os.kill(child.pid, 0)
+
+    asyncio.run(main())

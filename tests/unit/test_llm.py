@@ -1,0 +1,371 @@
+"""The endpoint over real HTTP on loopback, and the oracle that records it."""
+
+import asyncio
+import json
+import socket
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict
+from serving import running, stand_in
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from grpo_ray.checker import Checker
+from grpo_ray.errors import ConfigError, MissingError, OracleError, UnreachableError
+from grpo_ray.llm import Endpoint, RateGate, accepted, api_key, json_objects, unit
+from grpo_ray.mock_openai import Behaviour
+from grpo_ray.oracle import make_oracle
+from grpo_ray.recipe import OracleSpec
+from grpo_ray.storage.memory import MemoryStore
+from grpo_ray.types import Message
+
+ASK = [Message("user", "How good is it?")]
+
+
+class Verdict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    rationale: str
+    score: Literal[1, 2, 3]
+
+
+GOOD = '{"rationale": "fine", "score": 2}'
+
+
+def scripted(*replies: str | Response, seen: list[dict[str, Any]] | None = None, **extra: Any) -> Starlette:
+    """A server that answers, in turn, with texts or with whole responses; the last one stays."""
+    left = list(replies)
+
+    async def chat(request: Request) -> Response:
+        body = await request.json()
+        if seen is not None:
+            seen.append(body | {"authorization": request.headers["authorization"]})
+        reply = left.pop(0) if len(left) > 1 else left[0]
+        return completion(reply, **extra) if isinstance(reply, str) else reply
+
+    return Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])
+
+
+def completion(text: str, finish: str = "stop", refusal: str | None = None) -> Response:
+    message = {"role": "assistant", "content": text or None, "refusal": refusal}
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    whole = {"id": "x", "object": "chat.completion", "created": 1, "model": "m-1", "choices": [choice], "usage": usage}
+    return JSONResponse(whole)
+
+
+def no(status: int, message: str, code: str | None = None) -> Response:
+    return JSONResponse({"error": {"message": message, "type": "invalid", "param": None, "code": code}}, status)
+
+
+def complete(
+    url: str, spec: OracleSpec | None = None, shape: type[BaseModel] | None = Verdict, retries: int = 0
+) -> Any:
+    async def main() -> Any:
+        endpoint = Endpoint(spec or OracleSpec(base_url=url, timeout_s=20), base_url=url, retries=retries)
+        try:
+            return await endpoint.complete(ASK, shape=shape)
+        finally:
+            await endpoint.close()
+
+    return asyncio.run(main())
+
+
+def cosine(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def free_url() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+
+
+def test_a_shape_is_asked_for_the_strictest_way_and_comes_back_as_json() -> None:
+    seen: list[dict[str, Any]] = []
+    with running(scripted(GOOD, seen=seen)) as url:
+        reply = complete(url)
+    assert json.loads(reply.text) == {"rationale": "fine", "score": 2}
+    assert (reply.model, reply.stand_in, reply.prompt_tokens, reply.completion_tokens) == ("m-1", False, 10, 5)
+    form = seen[0]["response_format"]
+    assert form["type"] == "json_schema" and form["json_schema"]["strict"] is True
+    assert form["json_schema"]["schema"]["additionalProperties"] is False
+    assert "temperature" not in seen[0] and seen[0]["max_tokens"] == 2000
+
+
+def test_the_ladder_goes_down_once_and_stays_there() -> None:
+    seen: list[dict[str, Any]] = []
+    no_format = no(400, "response_format is not supported")
+    with running(scripted(no_format, no_format, f"Sure:\n```json\n{GOOD}\n```", seen=seen)) as url:
+
+        async def main() -> None:
+            endpoint = Endpoint(OracleSpec(base_url=url), base_url=url)
+            for _ in range(2):
+                assert Verdict.model_validate_json((await endpoint.complete(ASK, shape=Verdict)).text).score == 2
+            await endpoint.close()
+
+        asyncio.run(main())
+    assert [(body.get("response_format") or {}).get("type") for body in seen] == [
+        "json_schema", "json_object", None, None,
+    ]  # fmt: skip
+    assert "JSON Schema" in seen[-1]["messages"][-1]["content"]
+
+
+def test_a_request_that_is_refused_on_every_rung_does_not_move_the_ladder() -> None:
+    too_long = no(400, "context length exceeded")
+    seen: list[dict[str, Any]] = []
+    with running(scripted(too_long, too_long, too_long, GOOD, seen=seen)) as url:
+
+        async def main() -> None:
+            endpoint = Endpoint(OracleSpec(base_url=url), base_url=url)
+            with pytest.raises(OracleError, match="context length exceeded"):
+                await endpoint.complete(ASK, shape=Verdict)
+            await endpoint.complete(ASK, shape=Verdict)
+            await endpoint.close()
+
+        asyncio.run(main())
+    assert seen[-1]["response_format"]["type"] == "json_schema"
+
+
+def test_a_malformed_reply_is_sent_back_once_with_what_was_wrong() -> None:
+    seen: list[dict[str, Any]] = []
+    with running(scripted('{"rationale": "x", "score": 9}', GOOD, seen=seen)) as url:
+        reply = complete(url)
+    assert json.loads(reply.text)["score"] == 2
+    assert (reply.prompt_tokens, reply.completion_tokens) == (20, 10)
+    assert [m["role"] for m in seen[1]["messages"]] == ["user", "assistant", "user"]
+    assert "score" in seen[1]["messages"][2]["content"]
+
+
+def test_two_malformed_replies_are_given_up() -> None:
+    seen: list[dict[str, Any]] = []
+    with (
+        running(scripted("no idea", seen=seen)) as url,
+        pytest.raises(OracleError, match="twice sent no valid Verdict"),
+    ):
+        complete(url)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("app", "message"),
+    [
+        (scripted('{"rationale": "x', finish="length"), "raise oracle.max_tokens"),
+        (scripted("", refusal="I can't judge that"), "I can't judge that"),
+        (scripted(no(401, "bad key")), r"refused the key in \$OPENAI_API_KEY"),
+        (scripted(no(404, "no such model")), "see oracle.model"),
+        (scripted(PlainTextResponse("<html>hello</html>")), "did not send a chat completion"),
+        (scripted(JSONResponse({"hello": 1})), "did not send a chat completion"),
+    ],
+)
+def test_what_an_endpoint_does_wrong_is_said_with_the_way_out(app: Starlette, message: str) -> None:
+    with running(app) as url, pytest.raises(OracleError, match=message):
+        complete(url)
+
+
+def test_broken_json_with_a_json_header_is_an_oracle_error() -> None:
+    with running(scripted(Response("{", media_type="application/json"))) as url, pytest.raises(OracleError):
+        complete(url)
+
+
+def test_nobody_there_names_the_url_and_what_to_start() -> None:
+    url = free_url()
+    with pytest.raises(OracleError, match=rf"can't reach {url} .*start that server"):
+        complete(url)
+
+
+def test_probe_raises_unreachable_or_missing() -> None:
+    async def probe(url: str, model: str) -> list[str]:
+        endpoint = Endpoint(OracleSpec(base_url=url, model=model), base_url=url, retries=0)
+        try:
+            return await endpoint.probe()
+        finally:
+            await endpoint.close()
+
+    with stand_in() as url:
+        assert "stand-in" in asyncio.run(probe(url, "stand-in"))
+        with pytest.raises(MissingError, match="did you mean 'stand-in'"):
+            asyncio.run(probe(url, "stand-inn"))
+    with pytest.raises(UnreachableError, match="can't reach"):
+        asyncio.run(probe(free_url(), "stand-in"))
+
+
+def test_limits_and_failures_are_ridden_out_by_the_sdk() -> None:
+    with stand_in(Behaviour(limit_every=2, retry_after_s=0.01, fail_every=3)) as url:
+        for _ in range(4):
+            assert complete(url, shape=None, retries=3).text.startswith("I am a stand-in")
+
+
+def test_a_late_answer_is_given_up_on() -> None:
+    with stand_in(Behaviour(delay_s=30)) as url:
+
+        async def main() -> None:
+            endpoint = Endpoint(OracleSpec(base_url=url, timeout_s=0.05), base_url=url, retries=0)
+            with pytest.raises(OracleError, match=r"within 0.05 s; see oracle.timeout_s"):
+                await endpoint.complete(ASK)
+            await endpoint.close()
+
+        asyncio.run(main())
+
+
+def test_without_quota_the_endpoint_is_left_alone() -> None:
+    seen: list[dict[str, Any]] = []
+    gone = no(429, "You exceeded your current quota", "insufficient_quota")
+    with running(scripted(gone, gone, gone, gone, GOOD, seen=seen)) as url:
+
+        async def main() -> None:
+            endpoint = Endpoint(OracleSpec(base_url=url), base_url=url, retries=0)
+            for _ in range(3):
+                with pytest.raises(OracleError, match="no quota left"):
+                    await endpoint.complete(ASK)
+            await endpoint.close()
+
+        asyncio.run(main())
+    assert len(seen) == 1
+
+
+def test_an_endpoint_that_wants_the_other_name_of_the_cap_gets_it() -> None:
+    seen: list[dict[str, Any]] = []
+    wants = no(400, "Unsupported parameter: 'max_tokens' is not supported; use 'max_completion_tokens'")
+    with running(scripted(wants, "yes", seen=seen)) as url:
+        assert complete(url, shape=None).text == "yes"
+    assert "max_tokens" in seen[0] and "max_tokens" not in seen[1] and seen[1]["max_completion_tokens"] == 2000
+
+
+def test_no_more_calls_at_once_than_the_recipe_says() -> None:
+    now, most = 0, 0
+
+    async def chat(request: Request) -> Response:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        now -= 1
+        return completion("ok")
+
+    with running(Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])) as url:
+
+        async def main() -> None:
+            endpoint = Endpoint(OracleSpec(base_url=url, concurrency=3), base_url=url)
+            await asyncio.gather(*(endpoint.complete(ASK) for _ in range(12)))
+            await endpoint.close()
+
+        asyncio.run(main())
+    assert 1 <= most <= 3
+
+
+def test_calls_wait_when_the_budget_is_spent_and_go_on_when_it_is_raised() -> None:
+    async def main() -> None:
+        gate = RateGate(1.0, (2.0, 4.0))
+        await gate.enter()
+        await gate.spent(300_000, 100_000)
+        assert await gate.total() == pytest.approx(1.0)
+        waiting = asyncio.create_task(gate.enter())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        await gate.allow(2.0)
+        await waiting
+
+    asyncio.run(main())
+
+
+def test_keys_go_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("LOCAL_KEY", "local-secret")
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    remote, local = "https://api.openai.com/v1", "http://127.0.0.1:1/v1"
+    assert api_key(OracleSpec(base_url=remote), remote) == "sk-secret"
+    assert api_key(OracleSpec(base_url=local), local) == "none"
+    assert api_key(OracleSpec(base_url=local, api_key_env="LOCAL_KEY"), local) == "local-secret"
+    assert api_key(OracleSpec(base_url="bundled"), "http://10.0.0.1:1/v1") == "none"
+    with pytest.raises(ConfigError, match="export NO_SUCH_KEY"):
+        api_key(OracleSpec(base_url=remote, api_key_env="NO_SUCH_KEY"), remote)
+
+
+def test_a_stand_in_says_that_it_is_one_and_embeds() -> None:
+    with stand_in() as url:
+        spec = OracleSpec(base_url=url, embedding_model="stand-in-embedding")
+        assert complete(url, spec, shape=None).stand_in is True
+
+        async def main() -> list[list[float]]:
+            endpoint = Endpoint(spec, base_url=url)
+            try:
+                return await endpoint.embed(["show your steps", "show your steps!", "purple"])
+            finally:
+                await endpoint.close()
+
+        one, near, far = asyncio.run(main())
+    assert cosine(one, one) == pytest.approx(1)
+    assert cosine(one, near) > 0.8
+    assert cosine(one, far) < 0.4
+
+
+def test_text_that_is_no_utf8_is_sent_all_the_same() -> None:
+    with stand_in() as url:
+
+        async def main() -> None:
+            endpoint = Endpoint(OracleSpec(base_url=url), base_url=url)
+            await endpoint.complete([Message("user", "half a \ud83d pair")])
+            await endpoint.close()
+
+        asyncio.run(main())
+
+
+def record(store: MemoryStore, url: str, scopes: list[str]) -> list[str]:
+    """Ask the same thing in each scope in turn; what came back."""
+
+    async def main() -> list[str]:
+        oracle = make_oracle(OracleSpec(base_url=url), store, base_url=url, gate=None, checker=Checker())
+        children = {scope: oracle.within(scope) for scope in scopes}
+        try:
+            return [(await children[scope].complete(ASK)).text for scope in scopes]
+        finally:
+            await oracle.close()
+
+    return asyncio.run(main())
+
+
+def test_replies_are_replayed_by_scope_request_and_occurrence_whatever_the_url() -> None:
+    store = MemoryStore("run", "now")
+    with running(scripted("one", "two", "three", "four")) as url:
+        first = record(store, url, ["0/a", "0/a", "0/b"])
+    assert first == ["one", "two", "three"]
+    with running(scripted("five")) as other:
+        assert record(store, other, ["0/a", "0/a", "0/b", "0/b"]) == ["one", "two", "three", "five"]
+
+
+def test_an_oracle_without_embeddings_or_archive_says_so() -> None:
+    async def main() -> None:
+        url = "http://127.0.0.1:9/v1"
+        oracle = make_oracle(
+            OracleSpec(base_url=url), MemoryStore("run", "now"), base_url=url, gate=None, checker=Checker()
+        )
+        with pytest.raises(OracleError, match=r"set oracle\.embedding_model"):
+            await oracle.embed(["x"])
+        with pytest.raises(OracleError, match="nearest needs"):
+            await oracle.nearest("x")
+        await oracle.close()
+
+    asyncio.run(main())
+
+
+@given(st.text(), st.text())
+def test_an_object_is_found_whatever_stands_around_it(before: str, after: str) -> None:
+    before = before.replace("{", "(")
+    assert Verdict.model_validate_json(accepted(Verdict, before + GOOD + after)).score == 2
+
+
+@given(st.text(alphabet='{}[]":, a1\\'))
+def test_any_text_yields_objects_or_nothing(text: str) -> None:
+    assert all(isinstance(found, dict) for found in json_objects(text))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
+def test_unit_vectors_have_length_one(vector: list[float]) -> None:
+    length = sum(x * x for x in unit(vector)) ** 0.5
+    assert length == pytest.approx(1) or sum(x * x for x in vector) < 1e-200

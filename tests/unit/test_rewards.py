@@ -1,0 +1,61 @@
+"""The bundled rewards, one by one."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from serving import group, said
+
+from grpo_ray.answers import final_answer, marked_answer
+from grpo_ray.rewards import format, judge_score, verified
+
+ONE = group("5+8=13\nAnswer: 13")
+ROLLOUT = ONE.rollouts[0]
+
+
+def test_verified_is_the_verifiers_word_or_missing() -> None:
+    assert verified.reward(ROLLOUT, [said("r-0", "verified", 1.0), said("r-0", "clarity", 0.0)], ONE) == 1.0
+    assert verified.reward(ROLLOUT, [said("r-0", "verified", None)], ONE) is None
+    assert verified.reward(ROLLOUT, [], ONE) is None
+    assert verified.reward(ROLLOUT, [said("r-0", "tests", 0.5)], ONE, dimension="tests") == 0.5
+
+
+def test_judge_score_averages_what_one_judge_scored() -> None:
+    heard = [said("r-0", "a", 1.0), said("r-0", "b", 0.0), said("r-0", "c", None), said("r-0", "a", 0.0, "other")]
+    assert judge_score.reward(ROLLOUT, heard, ONE) == 0.5
+    assert judge_score.reward(ROLLOUT, heard, ONE, dimensions={"a": 3.0, "b": 1.0}) == 0.75
+    assert judge_score.reward(ROLLOUT, heard, ONE, dimensions={"c": 1.0}) is None
+    assert judge_score.reward(ROLLOUT, heard, ONE, judge="nobody") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "value"),
+    [("Answer: 13", "stop", 1.0), ("Answer: 13", "length", 0.5), ("13", "stop", 0.5), ("Answer:", "length", 0.0)],
+)
+def test_format_wants_a_marked_answer_and_an_end(text: str, finish: str, value: float) -> None:
+    rollout = replace(ROLLOUT, text=text, finish_reason=finish)  # pyright: ignore[reportArgumentType]
+    assert format.reward(rollout, [], ONE) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("5+8=13\nAnswer: 13", "13"),
+        ("Answer: 1\nNo.\nAnswer: 2 ", "2"),
+        ("so the final answer: **42**.", "42**."),
+        ("**Answer:** 42", "42"),
+        ("Answer:\n\n  $7$\n", "7"),
+        ("thinking\n\n  12 \n\n", "12"),
+        ("ANSWER: yes", "yes"),
+        ("", ""),
+        ("Answer:", ""),
+    ],
+)
+def test_the_final_answer_is_what_a_reader_would_take(text: str, answer: str) -> None:
+    assert final_answer(text) == answer
+
+
+@given(st.text(), st.text(alphabet="abc123").filter(bool))
+def test_what_stands_after_the_last_mark_is_the_answer(before: str, answer: str) -> None:
+    assert final_answer(f"{before}\nAnswer: {answer}") == marked_answer(f"{before}\nAnswer: {answer}") == answer
