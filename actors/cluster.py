@@ -44,10 +44,6 @@ class Cast:
     generators: tuple[str, ...]
     trainers: tuple[str, ...]
 
-    @property
-    def everyone(self) -> tuple[str, ...]:
-        return (self.coordinator, self.control, self.gate, *self.judges, *self.generators, *self.trainers)
-
 
 def names(config: Config, run: str) -> Cast:
     """New names, so that a run's next actors never meet its last ones."""
@@ -61,22 +57,23 @@ def names(config: Config, run: str) -> Cast:
     return Cast(coordinator, control, gate, some("judge", place.judges), some("generator", place.generators), trainers)
 
 
-def assemble(config: Config, run: str, base_url: str) -> tuple[Cast, list[ActorHandle]]:
-    """Begin every actor of a run. They live as long as the handles."""
-    recipe, place, cast = config.recipe, config.placement, names(config, run)
-    actors = [
-        _actor(cast.control, Control, place, resources=HEAD),
-        _actor(cast.gate, RateGate, recipe.oracle, resources=HEAD),
-        _actor(cast.coordinator, Coordinator, config, run, partial(crew, config, run, base_url, cast), resources=HEAD),
-    ]
+def assemble(config: Config, run: str, base_url: str, cast: Cast) -> dict[str, ActorHandle]:
+    """Begin every actor of a run, by name. They live as long as the handles."""
+    recipe, gate, make_crew = config.recipe, pools.Gate(cast.gate), partial(crew, config, run, base_url, cast)
+    actors = {
+        cast.control: _actor(cast.control, Control, config.placement, resources=HEAD),
+        cast.gate: _actor(cast.gate, RateGate, recipe.oracle, resources=HEAD),
+        cast.coordinator: _actor(cast.coordinator, Coordinator, config, run, make_crew, resources=HEAD),
+    }
     for name in cast.judges:
-        actors.append(_actor(name, Judge, config, run, base_url, pools.Gate(cast.gate), resources=HEAD))
+        actors[name] = _actor(name, Judge, config, run, base_url, gate, resources=HEAD)
     for name in cast.generators:
-        actors.append(_actor(name, Generator, recipe, num_cpus=1, resources=_mlx(recipe.generator, GENERATOR_MLX)))
+        mlx = _mlx(recipe.generator, GENERATOR_MLX)
+        actors[name] = _actor(name, Generator, recipe, num_cpus=1, resources=mlx)
     for name in cast.trainers:
         mlx = _mlx(recipe.trainer, TRAINER_MLX)
-        actors.append(_actor(name, Trainer, recipe.model, recipe.trainer, num_cpus=1, resources=mlx))
-    return cast, actors
+        actors[name] = _actor(name, Trainer, recipe.model, recipe.trainer, num_cpus=1, resources=mlx)
+    return actors
 
 
 def _actor(name: str, plain: type, *given: Any, resources: dict[str, float], num_cpus: float = 0) -> ActorHandle:
@@ -120,12 +117,13 @@ async def crew(
 async def on_stage(config: Config, run: str, base_url: str) -> AsyncIterator[Cast]:
     """Inside, every actor of the run is placed and has loaded what it needs; afterwards all are gone."""
     preflight(needs(config))
-    cast, actors = assemble(config, run, base_url)
+    cast = names(config, run)
+    actors = assemble(config, run, base_url, cast)
     try:
-        await ready(cast.everyone)
+        await ready(actors)
         yield cast
     finally:
-        await dismiss([cast.coordinator, cast.control, *cast.judges], actors)
+        await dismiss(actors, [cast.coordinator, cast.control, *cast.judges])
 
 
 async def run(config: Config, run: str, tasks: TaskSet, base_url: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,12 @@ def connected(place: Placement) -> Iterator[None]:
     A driver that `ray job submit` started is in a cluster already, and stays in it.
     """
     address = "auto" if place.ray == "local" and JOB in os.environ else place.ray
-    mine: dict[str, Any] = {}
-    if address == "local":
-        mine |= {"num_cpus": max(os.cpu_count() or 1, place.generators + 1), "include_dashboard": False}
-        mine |= {"resources": {"mlx": place.generators + 1}}
+    mine: dict[str, Any] = {"runtime_env": {"env_vars": NUMERIC}}
+    if address == "local":  # its workers inherit this process's environment, API keys too
+        room = place.generators + 1
+        mine = {"num_cpus": max(os.cpu_count() or 1, room), "resources": {"mlx": room}, "include_dashboard": False}
     try:
-        ray.init(address, **mine, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": NUMERIC})
+        ray.init(address, **mine, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, AuthenticationError, TimeoutError) as fault:
         raise UnreachableError(_no_cluster(address, fault)) from fault
     try:
@@ -79,14 +79,14 @@ def preflight(needed: dict[str, float]) -> None:
         )
 
 
-async def ready(names: Sequence[str]) -> None:
+async def ready(actors: Mapping[str, ActorHandle]) -> None:
     """Return when every actor is placed and has opened what it needs. Raises GrpoRayError."""
-    opened = [asyncio.ensure_future(ray.get_actor(name).open.remote()) for name in names]
+    opened = [asyncio.ensure_future(actor.open.remote()) for actor in actors.values()]
     try:
         async with asyncio.timeout(START_S):
             await asyncio.gather(*opened)
     except TimeoutError:
-        late = [name for name, one in zip(names, opened, strict=True) if not one.done() or one.cancelled()]
+        late = [name for name, one in zip(actors, opened, strict=True) if not one.done() or one.cancelled()]
         raise UnreachableError(f"not ready within {START_S:g} s: {', '.join(late)}; see ray status") from None
     except RayTaskError as fault:
         raise own(fault) from None
@@ -96,7 +96,8 @@ async def ready(names: Sequence[str]) -> None:
 
 async def finished(name: str, tasks: TaskSet) -> dict[str, Any]:
     """What the coordinator's run comes to; begun again from the newest saved state when the coordinator dies."""
-    coordinator, reason = ray.get_actor(name), ""
+    coordinator: Any = ray.get_actor(name)
+    reason = ""
     for _ in range(ATTEMPTS):
         try:
             return await coordinator.conduct.remote(tasks)
@@ -117,12 +118,12 @@ async def _back(coordinator: Any) -> None:
             await asyncio.sleep(1)
 
 
-async def dismiss(names: Sequence[str], actors: Sequence[ActorHandle]) -> None:
-    """Let the named ones, which hold connections, close them; then end every actor's process."""
-    farewells = [asyncio.ensure_future(ray.get_actor(name).close.remote()) for name in names]
+async def dismiss(actors: Mapping[str, ActorHandle], closing: Sequence[str]) -> None:
+    """Let those that hold connections close them, then end every actor's process."""
+    farewells = [asyncio.ensure_future(actors[name].close.remote()) for name in closing]
     await asyncio.wait(farewells, timeout=CLOSE_S)
     for farewell in farewells:
         if farewell.done() and not farewell.cancelled() and (fault := farewell.exception()):
             log.info("an actor was gone before it could close: %s", fault)
-    for actor in actors:
+    for actor in actors.values():
         ray.kill(actor)

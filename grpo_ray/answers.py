@@ -3,6 +3,7 @@
 import re
 
 _MARKED = re.compile(r"answer\s*:[*_`\s]*?([^\n]*)", re.IGNORECASE)
+_MARKED_START = re.compile(r"answer\s*:", re.IGNORECASE)
 _DECORATION = " \t\r*_`$"
 
 
@@ -19,6 +20,11 @@ def final_answer(text: str) -> str:
     """The marked answer, else the last non-empty line, without surrounding blanks and Markdown marks."""
     marked = marked_answer(text)
     return marked if marked is not None else _first_line("\n".join(reversed(text.splitlines())))
+
+
+def after_mark(text: str) -> str:
+    """All that follows the last `Answer:`, for answers of several lines; the whole text without one."""
+    return _MARKED_START.split(text)[-1].strip()
 
 
 def _first_line(text: str) -> str:

@@ -36,6 +36,7 @@ app = typer.Typer(
 File = Annotated[Path, typer.Option("--config", "-c", help="The config file (see configs/).")]
 MaybeFile = Annotated[Path | None, typer.Option("--config", "-c", help="A config file (see configs/).")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one config key.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of what is named.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout.")]
 Home = Annotated[str, typer.Option(envvar="GRPO_RAY_HOME", help="Where runs are kept (placement.home).")]
 Storage = Annotated[
@@ -178,22 +179,30 @@ async def _run(
     settings: "Config", inputs: "Inputs", resume: str | None, fork: str | None, again: str
 ) -> dict[str, Any]:
     """Begin or take up a run, conduct it, and say what it came to; however it ends early, how to go on."""
-    from grpo_ray import attended, launch, operations
+    from grpo_ray import launch
 
     archive = await launch.open_archive(settings.placement)
     try:
         run = await launch.begun(archive, settings, inputs, resume, fork)
-        with attended.resumable(f"{again} --resume {run}") as ended:
-            async with attended.interruptible(archive, run):
-                typer.echo(f"run {run}", err=True)
-                with attended.bundled_server(settings) as base_url:
-                    async with attended.watched(archive, run):
-                        await _work(settings, archive, run, inputs.tasks, base_url)
-                result = await operations.status(archive, run)
-            ended(bool(result["finished"]))
-        return result
+        return await _attend(settings, archive, run, inputs.tasks, f"{again} --resume {run}")
     finally:
         await archive.close()
+
+
+async def _attend(
+    settings: "Config", archive: "Archive", run: str, tasks: "TaskSet", resume_line: str
+) -> dict[str, Any]:
+    from grpo_ray import attended, operations
+
+    with attended.resumable(resume_line) as ended:
+        async with attended.interruptible(archive, run):
+            typer.echo(f"run {run}", err=True)
+            with attended.bundled_server(settings) as base_url:
+                async with attended.watched(archive, run):
+                    await _work(settings, archive, run, tasks, base_url)
+            result = await operations.status(archive, run)
+        ended(bool(result["finished"]))
+    return result
 
 
 async def _work(settings: "Config", archive: "Archive", run: str, tasks: "TaskSet", base_url: str) -> None:
@@ -291,20 +300,12 @@ def export(
     storage: Storage = STORAGE,
 ) -> None:
     """Write a run's curated rows, or its adapter."""
-    from grpo_ray import operations, terminal
+    from grpo_ray import launch, operations, terminal
 
     with told():
-        settings = _pairs(set or [])
+        settings = launch.pairs(set or [])
         answer = ask(home, storage, lambda archive: operations.export(archive, run, format, out, settings))
         say(answer, as_json, lambda value: terminal.facts("exported", value))
-
-
-def _pairs(sets: list[str]) -> dict[str, Any]:
-    import yaml
-
-    if wrong := [one for one in sets if "=" not in one]:
-        raise ConfigError(f"--set takes KEY=VALUE, not {wrong[0]!r}")
-    return {key: yaml.safe_load(value) for key, value in (one.split("=", 1) for one in sets)}
 
 
 @app.command(name="eval")
@@ -356,22 +357,29 @@ def doctor(config: MaybeFile = None, set: Sets = None, as_json: Json = False, ho
 
 @app.command()
 def serve(
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8765, home: Home = HOME, storage: Storage = STORAGE
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    embedder: Annotated[str | None, typer.Option(help="A file of embedders/, to search rollouts by meaning.")] = None,
+    set: Settings = None,
+    home: Home = HOME,
+    storage: Storage = STORAGE,
 ) -> None:
     """The control server on this machine: MCP at /mcp behind a bearer token, and /health."""
     import uvicorn
 
+    from grpo_ray import launch
     from grpo_ray.control import app as control
 
     async def served() -> None:
         async with archive_at(home, storage) as archive:
-            site = control.make_app(archive, token=control.read_token(home), port=port)
-            typer.echo(f"MCP: http://127.0.0.1:{port}/mcp, token in {Path(home) / control.TOKEN_FILE}", err=True)
-            settings = uvicorn.Config(site, port=port, log_level="warning", timeout_graceful_shutdown=1)
-            await uvicorn.Server(settings).serve()
+            site = control.make_app(archive, token=token, port=here, embed=embed, embedding_model=str(embedder))
+            typer.echo(f"MCP: http://127.0.0.1:{here}/mcp, token in {Path(home) / control.TOKEN_FILE}", err=True)
+            settings = uvicorn.Config(site, log_level="warning", timeout_graceful_shutdown=1)
+            await uvicorn.Server(settings).serve([door])
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    with told():
+    with told(), control.open_door(port) as door:
+        token, here = control.read_token(home), door.getsockname()[1]
+        embed = launch.make_embedder(embedder, launch.pairs(set or [])).embed if embedder else None
         asyncio.run(served())
 
 

@@ -1,18 +1,20 @@
 """From a config to a run: read and check everything first, say what it will take, then begin one or take one up."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from grpo_ray import exam, prompting, registry, splits
 from grpo_ray.canonical import plain
 from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, RecipeChanged
 from grpo_ray.operations import which
 from grpo_ray.population import begin, fits, unfit
-from grpo_ray.protocols import Archive, Store
+from grpo_ray.protocols import Archive, Embedder, Store
 from grpo_ray.recipe import Config, Placement, Recipe, RunState
 from grpo_ray.types import Policy, Task, TaskSet, Template
 
@@ -128,6 +130,22 @@ async def open_archive(placement: Placement) -> Archive:
         return await registry.find("storage", "postgres", "make_storage")(dsn=storage)
     settings = {"home": placement.home} if storage == "embedded" else {}
     return await registry.find("storage", storage, "make_storage")(**settings)
+
+
+def pairs(sets: Sequence[str]) -> dict[str, Any]:
+    """Settings given as KEY=VALUE, the values read as YAML. Raises ConfigError."""
+    if wrong := [one for one in sets if "=" not in one]:
+        raise ConfigError(f"--set takes KEY=VALUE, not {wrong[0]!r}")
+    try:
+        return {key: yaml.safe_load(value) for key, value in (one.split("=", 1) for one in sets)}
+    except yaml.YAMLError as fault:
+        raise ConfigError(f"--set: broken YAML: {fault}") from fault
+
+
+def make_embedder(name: str, settings: Mapping[str, Any]) -> Embedder:
+    """An embedder by the name of its file, with its settings checked."""
+    registry.check_settings("embedders", name, "make_embedder", settings)
+    return registry.find("embedders", name, "make_embedder")(**settings)
 
 
 def new_id(name: str) -> str:

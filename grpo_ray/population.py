@@ -93,8 +93,13 @@ def plan_waves(step: int, policy: Policy, tasks: Sequence[Task], recipe: Recipe)
     stream.shuffle(prompts)
     seed = rng(recipe.seed, "sampling", step).getrandbits(31)
     sampling = Sampling(**asdict(recipe.sampling), seed=seed)
-    cuts = [tuple(prompts[i : i + recipe.plan.wave]) for i in range(0, len(prompts), recipe.plan.wave)]
+    cuts = [_neighbours(prompts[i : i + recipe.plan.wave]) for i in range(0, len(prompts), recipe.plan.wave)]
     return [Wave(short("w", [prompt.id for prompt in cut], sampling), cut, sampling) for cut in cuts]
+
+
+def _neighbours(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """A template's prompts side by side: they begin alike, and generators read a shared beginning once."""
+    return tuple(sorted(prompts, key=lambda prompt: prompt.template_id))
 
 
 def _draws(tasks: Sequence[Task], size: int, seed: int) -> Iterator[list[Task]]:

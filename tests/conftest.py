@@ -1,1 +1,6 @@
-"""Puts this folder on the path, so that tests of every kind can use what several of them need."""
+"""What all tests share: this folder is on the path; property tests draw the same examples every time, untimed."""
+
+from hypothesis import settings
+
+settings.register_profile("steady", derandomize=True, deadline=None, database=None, max_examples=50)
+settings.load_profile("steady")

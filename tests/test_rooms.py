@@ -1,6 +1,7 @@
 """The house rules that neither ruff nor import-linter knows."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,16 @@ ROOMS = sorted([*(ROOT / "grpo_ray").rglob("*.py"), *(ROOT / "actors").rglob("*.
 CODE = sorted([*ROOMS, *(ROOT / "scripts").rglob("*.py")])
 IMPORTS_INSIDE = {"cli.py", "registry.py"}
 """The command line imports what a command needs, the registry what a config names."""
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def name(path: Path) -> str:
@@ -23,41 +34,34 @@ def test_no_file_is_over_400_lines(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CODE, ids=name)
 def test_every_module_says_what_it_is(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    assert not tree.body or ast.get_docstring(tree), f"{name(path)} has no docstring"
+    assert not tree(path).body or ast.get_docstring(tree(path)), f"{name(path)} has no docstring"
 
 
 @pytest.mark.parametrize("path", ROOMS, ids=name)
 def test_imports_stand_at_the_top(path: Path) -> None:
     if path.name in IMPORTS_INSIDE:
         return
-    functions = [
-        n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    inside = [n.lineno for f in functions for n in ast.walk(f) if isinstance(n, ast.Import | ast.ImportFrom)]
+    inside = [n.lineno for f in functions(path) for n in ast.walk(f) if isinstance(n, ast.Import | ast.ImportFrom)]
     assert not inside, f"{name(path)} imports inside a function at lines {inside}"
 
 
 @pytest.mark.parametrize("path", ROOMS, ids=name)
 def test_functions_are_short_and_flat(path: Path) -> None:
-    functions = [
-        n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno and f.end_lineno - f.lineno >= 60}
-    deep = {f.name: depth(f) for f in functions if depth(f) > 4}
+    long = {f.name: f.end_lineno - f.lineno + 1 for f in functions(path) if f.end_lineno and f.end_lineno - f.lineno >= 60}
+    deep = {f.name: depth(f) for f in functions(path) if depth(f) > 4}
     assert not long and not deep, f"{name(path)}: long {long}, deep {deep}"
 
 
 @pytest.mark.parametrize("path", ROOMS, ids=name)
 def test_nothing_is_swallowed(path: Path) -> None:
-    handlers = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ExceptHandler)]
+    handlers = [n for n in ast.walk(tree(path)) if isinstance(n, ast.ExceptHandler)]
     silent = [h.lineno for h in handlers if len(h.body) == 1 and isinstance(h.body[0], ast.Pass)]
     assert not silent, f"{name(path)} swallows an exception at lines {silent}"
 
 
 def test_there_is_no_utils_and_no_re_export() -> None:
     assert not [name(path) for path in CODE if path.stem in {"utils", "helpers", "common", "misc"}]
-    full = [name(path) for path in ROOMS if path.name == "__init__.py" and ast.parse(path.read_text()).body]
+    full = [name(path) for path in ROOMS if path.name == "__init__.py" and tree(path).body]
     assert not full, f"packages hold files, not names: {full}"
 
 

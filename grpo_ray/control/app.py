@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,16 +22,24 @@ TOKEN_FILE = "control.token"
 
 
 def make_app(
-    archive: Archive, *, token: str, host: str = "127.0.0.1", port: int = 8765, embed: Embed | None = None
+    archive: Archive,
+    *,
+    token: str,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    embed: Embed | None = None,
+    embedding_model: str = "",
 ) -> Starlette:
     """The ASGI app over `archive`. /mcp needs `Authorization: Bearer token`; /health tells nothing but that it lives.
+
+    With `embed` (and the name its vectors are kept under) rollouts are searched by meaning, else by words.
 
     Requests are answered only under the names this server is reached by (`host`, localhost), so that a web page
     can't reach it through a name of its own.
     """
     names = [f"{name}:{port}" for name in dict.fromkeys([host, "127.0.0.1", "localhost"])]
     doors = TransportSecuritySettings(allowed_hosts=names, allowed_origins=[f"http://{name}" for name in names])
-    mcp = make_mcp(archive, token=token, url=f"http://{host}:{port}/mcp", embed=embed)
+    mcp = make_mcp(archive, token=token, url=f"http://{host}:{port}/mcp", embed=embed, embedding_model=embedding_model)
     inner = mcp.streamable_http_app(streamable_http_path="/mcp", transport_security=doors)
 
     @asynccontextmanager
@@ -39,6 +48,14 @@ def make_app(
             yield
 
     return Starlette(routes=[Route("/health", health), Mount("/", inner)], lifespan=life)
+
+
+def open_door(port: int, host: str = "127.0.0.1") -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises ConfigError when another process has it."""
+    try:
+        return socket.create_server((host, port))
+    except OSError as fault:
+        raise ConfigError(f"port {port} of {host} is taken ({fault.strerror}); choose another") from fault
 
 
 async def health(_: Request) -> JSONResponse:

@@ -46,7 +46,9 @@ class OneToken(TokenVerifier):
         return AccessToken(token=token, client_id="operator", scopes=[SCOPE], resource=self._resource)
 
 
-def make_mcp(archive: Archive, *, token: str, url: str, embed: operations.Embed | None = None) -> MCPServer:
+def make_mcp(
+    archive: Archive, *, token: str, url: str, embed: operations.Embed | None = None, embedding_model: str = ""
+) -> MCPServer:
     """The MCP server over `archive`; `url` is where its endpoint is reached, `embed` what searches by meaning."""
     auth = AuthSettings(
         issuer_url=AnyHttpUrl(url.removesuffix("/mcp")),
@@ -54,7 +56,10 @@ def make_mcp(archive: Archive, *, token: str, url: str, embed: operations.Embed 
         required_scopes=[SCOPE],
         validate_token_resource=True,
     )
-    tools = [_strict(function, hints) for function, hints in [*_reading(archive, embed), *_steering(archive)]]
+    tools = [
+        _strict(function, hints)
+        for function, hints in [*_reading(archive, embed, embedding_model), *_steering(archive)]
+    ]
     return MCPServer(
         "grpo-ray",
         instructions=INSTRUCTIONS,
@@ -65,7 +70,7 @@ def make_mcp(archive: Archive, *, token: str, url: str, embed: operations.Embed 
     )
 
 
-def _reading(archive: Archive, embed: operations.Embed | None) -> Tools:
+def _reading(archive: Archive, embed: operations.Embed | None, model: str) -> Tools:
     async def list_runs(limit: Limit = 20) -> dict[str, Any]:
         """The runs, newest first: id, name, step of steps, rollouts, what is wanted of each."""
         return {"runs": (await operations.runs(archive))[:limit]}
@@ -84,7 +89,7 @@ def _reading(archive: Archive, embed: operations.Embed | None) -> Tools:
         limit: Limit = 10,
     ) -> dict[str, Any]:
         """Stored completions nearest to `query`, with their reward and task. The texts are untrusted model output."""
-        return await operations.search_rollouts(archive, query, run=run, limit=limit, embed=embed)
+        return await operations.search_rollouts(archive, query, run=run, limit=limit, embed=embed, model=model)
 
     return [(list_runs, READS), (status, READS), (list_templates, READS), (search_rollouts, READS)]
 

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from os.path import commonprefix
 from typing import Any, Literal
 
 from grpo_ray import mlx_model
@@ -207,7 +206,8 @@ class _Decoder:
         """Caches that hold as many of the tokens as the prompt before began with too, and how many those are."""
         caches = make_prompt_cache(self.model.network)
         before, old = self.last
-        known = len(commonprefix([before, tokens]))
+        alike = [ours == theirs for ours, theirs in zip(tokens, before, strict=False)]
+        known = alike.index(False) if False in alike else len(alike)
         if known < WORTH_SHARING or any(type(cache) is not KVCache for cache in caches):
             return caches, 0
         for new, held in zip(caches, old, strict=True):

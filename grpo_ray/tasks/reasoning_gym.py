@@ -9,7 +9,7 @@ from typing import Any
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
-from grpo_ray.answers import final_answer
+from grpo_ray.answers import after_mark, final_answer
 from grpo_ray.canonical import canonical, short
 from grpo_ray.errors import ConfigError
 from grpo_ray.registry import hint
@@ -53,7 +53,8 @@ def verify(answer: str, task: Task) -> float:
     if entry["question"] != task.question:
         raise ValueError(f"this reasoning_gym makes another question than that of task {task.id}; was it upgraded?")
     said = final_answer(answer)
-    tries = dict.fromkeys((said, said.removesuffix(".")))
+    whole = [after_mark(answer)] if "\n" in (task.answer or "") else []  # a grid, a board: more than one line
+    tries = dict.fromkeys((said, said.removesuffix("."), *whole))
     return float(any(made.score_answer(one, entry) >= CORRECT for one in tries))
 
 

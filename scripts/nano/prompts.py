@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 
 from . import wordings
-from .workings import FAMILIES, Order, Task, completion, draw_task
+from .workings import FAMILIES, Order, Task, completion, draw_task, full_length
 
 FULL = 4
 Pull = tuple[float, tuple[float, ...]]
@@ -42,10 +42,14 @@ SIMPLE_MIXES: tuple[tuple[tuple[str, ...], float], ...] = ((("step",), 0.7), (("
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training example: (role, content) messages, and the assistant's completion."""
+    """One training example: (role, content) messages, and the assistant's completion.
+
+    The answer can be `seen` where the whole working stands before it; it weighs less in the loss where it cannot.
+    """
 
     messages: tuple[tuple[str, str], ...]
     completion: str
+    seen: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +69,16 @@ def ramp(progress: float, start: float, end: float) -> float:
 
 def stage_at(progress: float) -> Stage:
     """Return the stage at a share of the training: bare questions, then full workings only, then everything."""
-    bare = 1.0 - 0.5 * ramp(progress, 0.25, 0.35) - 0.5 * ramp(progress, 0.60, 0.70)
-    variety = ramp(progress, 0.45, 0.60)
+    bare = 1.0 - 0.3 * ramp(progress, 0.12, 0.20) - 0.7 * ramp(progress, 0.68, 0.78)
+    variety = ramp(progress, 0.25, 0.35)
     return Stage(bare, 1.0 - variety, 0.22 * variety, 0.22 * variety)
 
 
 def draw_sample(rng: random.Random, stage: Stage) -> Sample:
     """Draw a training example of a stage."""
-    task = draw_task(rng.choices(tuple(FAMILIES), weights=(3, 4, 3))[0], rng)
+    task = draw_task(rng.choices(tuple(FAMILIES), weights=(4, 3, 3))[0], rng)
     if rng.random() < stage.bare:
-        return Sample((("user", task.question.rpartition(": ")[2]),), completion(task, FULL))
+        return Sample((("user", task.question.rpartition(": ")[2]),), completion(task, FULL), True)
     mixes = SIMPLE_MIXES if rng.random() < stage.simple else MIXES
     kinds = rng.choices([mix for mix, _ in mixes], weights=[share for _, share in mixes])[0]
     order: Order = "left" if "left" in kinds else "right"
@@ -85,7 +89,8 @@ def draw_sample(rng: random.Random, stage: Stage) -> Sample:
     idle = rng.choice((1, 1, 2, 3, 4)) if rng.random() < stage.long_context else 0
     pulls.append((CONTEXT_WEIGHT * idle, PULLS["vague"][1]))
     messages = arrange(wordings.context(idle, rng), " ".join(sentences), examples, task, rng)
-    return Sample(messages, completion(task, draw_lines(pulls, rng), order))
+    lines = draw_lines(pulls, rng)
+    return Sample(messages, completion(task, lines, order), lines >= full_length(task) and order == "right")
 
 
 def certain(lines: int) -> tuple[float, ...]:

@@ -27,6 +27,9 @@ ROUND = 16
 """Lengths are rounded up to a multiple of this, so that few shapes are compiled."""
 
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
+GUESS_WEIGHT = 0.2
+"""What an answer weighs in the loss where the working before it is not complete: it can hardly be learned."""
+Sequence = tuple[list[int], list[float]]
 Batch = tuple[np.ndarray, np.ndarray]
 """Token ids and loss weights, both (sequences, tokens)."""
 
@@ -48,14 +51,18 @@ def first_scale(name: str, shape: tuple[int, ...]) -> float:
     return 0.1 if "embed" in name else shape[-1] ** -0.5
 
 
-def tokens_of(rng: random.Random, stage: Stage) -> tuple[list[int], int]:
-    """Draw one training sequence; returns its ids and where the completion begins."""
+def tokens_of(rng: random.Random, stage: Stage) -> Sequence:
+    """Draw one training sequence: its ids, and what each weighs in the loss."""
     while True:
         sample = draw_sample(rng, stage)
         prompt = encode_chat(sample.messages)
         ids = [*prompt, *encode(sample.completion), TURN_END]
+        weights = [0.0] * len(prompt) + [1.0] * (len(ids) - len(prompt))
+        if not sample.seen:
+            answer = len(ids) - 1 - len(sample.completion.rpartition("Answer: ")[2])
+            weights[answer:-1] = [GUESS_WEIGHT] * (len(ids) - 1 - answer)
         if len(ids) <= LONGEST:
-            return ids, len(prompt)
+            return ids, weights
 
 
 def draw_pool(seed: int, index: int, stage: Stage) -> list[Batch]:
@@ -67,14 +74,14 @@ def draw_pool(seed: int, index: int, stage: Stage) -> list[Batch]:
     return batches
 
 
-def to_arrays(sequences: list[tuple[list[int], int]]) -> Batch:
-    """Pad sequences on the right; only the completions' tokens weigh in the loss."""
+def to_arrays(sequences: list[Sequence]) -> Batch:
+    """Pad sequences on the right, with no weight."""
     length = -(-max(len(ids) for ids, _ in sequences) // ROUND) * ROUND
     tokens = np.full((len(sequences), length), PAD, dtype=np.int32)
     weights = np.zeros((len(sequences), length), dtype=np.float32)
-    for row, (ids, start) in enumerate(sequences):
+    for row, (ids, weight) in enumerate(sequences):
         tokens[row, : len(ids)] = ids
-        weights[row, start : len(ids)] = 1.0
+        weights[row, : len(ids)] = weight
     return tokens, weights
 
 
@@ -88,8 +95,8 @@ def batches_from(step: int, steps: int, seed: int) -> Iterator[Batch]:
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Return what a step's learning rates are multiplied with: warm-up, flat, then down to a tenth over the last 40 %."""
-    return min(1.0, (step + 1) / 40, 0.1 + 0.9 * (steps - step) / (0.4 * steps))
+    """Return what a step's learning rates are multiplied with: warm-up, flat, then down to a twentieth over the last 40 %."""
+    return min(1.0, (step + 1) / 40, 0.05 + 0.95 * (steps - step) / (0.4 * steps))
 
 
 class Trainer:

@@ -11,7 +11,8 @@ from actors.coordinator import conduct
 from grpo_ray import loop
 from grpo_ray.canonical import digest
 from grpo_ray.crew import StoreControl
-from grpo_ray.protocols import Archive, Crew
+from grpo_ray.errors import UnreachableError
+from grpo_ray.protocols import Archive, Generators
 from grpo_ray.recipe import Named, RunState
 from grpo_ray.types import Adapter, Group, LostGroup, ScoredGroup, Wave
 
@@ -171,8 +172,38 @@ def test_a_finished_run_has_an_outcome_on_held_out_tasks() -> None:
     assert set(kept["seconds"]) == {"steps", "outcome"}
 
 
+class Faltering:
+    """Generators that fail for good after a number of groups."""
+
+    def __init__(self, generators: Generators, groups: int) -> None:
+        self.generators, self.left = generators, groups
+
+    async def sample(self, wave: Wave, adapter: Adapter | None) -> AsyncIterator[Group | LostGroup]:
+        async for group in self.generators.sample(wave, adapter):
+            self.left -= 1
+            if self.left < 0:
+                raise UnreachableError("the last generator is gone")
+            yield group
+
+
+@LAGS
+@pytest.mark.parametrize("groups", [5, 17, 31])
+def test_a_run_that_broke_in_the_middle_of_a_step_goes_on_to_an_equal_state(lag: int, groups: int) -> None:
+    async def twice() -> RunState:
+        state = stage.beginning(stage.recipe(lag=lag))
+        archive = await stage.archive_with(state)
+        async with stage.crew_over(archive, state) as crew:
+            with pytest.raises(UnreachableError, match="the last generator is gone"):
+                await conduct(archive, state.run, replace(crew, generators=Faltering(crew.generators, groups)))
+        saved = await (await archive.open(state.run)).load_state()
+        assert saved is not None and saved.step < 4
+        return await taken(saved, archive)
+
+    assert asyncio.run(twice()) == asyncio.run(taken(stage.beginning(stage.recipe(lag=lag))))
+
+
 class Broken:
-    """Generators of which one loses its backend in the middle of a wave."""
+    """Generators that have a bug."""
 
     async def sample(self, wave: Wave, adapter: Adapter | None) -> AsyncIterator[Group | LostGroup]:
         yield LostGroup("g-0", wave.prompts[0], "to have begun")
@@ -184,8 +215,7 @@ def test_a_bug_stops_the_run_and_comes_out_bare() -> None:
         state = stage.beginning(stage.recipe(lag=1))
         archive = await stage.archive_with(state)
         async with stage.crew_over(archive, state) as crew:
-            sick = Crew(Broken(), crew.judges, crew.trainers, crew.store, crew.oracle, crew.tasks)
-            await conduct(archive, state.run, sick)
+            await conduct(archive, state.run, replace(crew, generators=Broken()))
 
     with pytest.raises(RuntimeError, match="a bug in the pool"):
         asyncio.run(broken())

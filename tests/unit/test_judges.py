@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import Canned, group
 
@@ -75,6 +75,7 @@ def test_an_answer_that_gives_orders_stays_data() -> None:
     assert unfenced(user.content)["answers"][0]["text"] == order
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
@@ -84,6 +85,7 @@ def test_fenced_data_comes_back_whole(value: Any) -> None:
     assert unfenced(f"before\n{fenced(value)}\nafter") == value
 
 
+@settings(deadline=None)
 @given(st.text(), st.text())
 def test_data_cannot_close_its_own_fence(inside: str, outside: str) -> None:
     stolen = fenced({"text": outside}).splitlines()[-1]

@@ -6,7 +6,7 @@ import socket
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 from serving import running, stand_in
@@ -354,17 +354,20 @@ def test_an_oracle_without_embeddings_or_archive_says_so() -> None:
     asyncio.run(main())
 
 
+@settings(deadline=None)
 @given(st.text(), st.text())
 def test_an_object_is_found_whatever_stands_around_it(before: str, after: str) -> None:
     before = before.replace("{", "(")
     assert Verdict.model_validate_json(accepted(Verdict, before + GOOD + after)).score == 2
 
 
+@settings(deadline=None)
 @given(st.text(alphabet='{}[]":, a1\\'))
 def test_any_text_yields_objects_or_nothing(text: str) -> None:
     assert all(isinstance(found, dict) for found in json_objects(text))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
 def test_unit_vectors_have_length_one(vector: list[float]) -> None:
     length = sum(x * x for x in unit(vector)) ** 0.5

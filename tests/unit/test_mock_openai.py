@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import stand_in as served
 from starlette.testclient import TestClient
@@ -75,6 +75,7 @@ def test_a_right_answer_without_working_looks_no_better_than_a_wrong_one() -> No
     assert marks(SUM, "Answer: 1023") == marks(SUM, "Answer: 999")
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="0123456789+-*/=?>. \nabAnswer:"), st.sampled_from([SUM, PRODUCT, WORD, ""]))
 def test_any_text_can_be_judged(text: str, question: str) -> None:
     assert all(1 <= score <= 5 and rationale for score, rationale in marks(question, text).values())
@@ -119,6 +120,7 @@ def test_sentences_are_replaced_and_placeholders_stay(old: str, new: str) -> Non
         assert found == new
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["{{ a }}", "{% if b %}", "{% endif %}", "Do it. ", "Question: ", "\n", "word ", ": "]))
 )
@@ -199,6 +201,7 @@ def test_it_misbehaves_when_asked_to() -> None:
     assert post(TestClient(make_app(Behaviour(quota=False)))).json()["error"]["code"] == "insufficient_quota"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_embeddings_are_unit_vectors(text: str) -> None:
     assert sum(x * x for x in vector(text)) == pytest.approx(1.0) and len(vector(text)) == 256

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import group, said
 
@@ -45,6 +45,7 @@ def test_an_unknown_reward_names_the_nearest() -> None:
 PARTS = st.lists(st.tuples(st.none() | st.floats(0, 1), st.floats(0.01, 10)), max_size=6)
 
 
+@settings(deadline=None)
 @given(PARTS)
 def test_a_blend_lies_between_its_parts(pairs: list[tuple[float | None, float]]) -> None:
     present = [value for value, _ in pairs if value is not None]
@@ -53,6 +54,7 @@ def test_a_blend_lies_between_its_parts(pairs: list[tuple[float | None, float]])
     assert value is None or min(present) - 1e-9 <= value <= max(present) + 1e-9
 
 
+@settings(deadline=None)
 @given(PARTS, st.floats(0.01, 100))
 def test_only_the_ratio_of_weights_counts(pairs: list[tuple[float | None, float]], factor: float) -> None:
     one = blend(tuple(RewardPart("x", value, weight) for value, weight in pairs)).value

@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_ray.errors import ConfigError
@@ -22,6 +22,7 @@ def parts(found: TaskSet) -> list[tuple[Task, ...]]:
     return [found.train, found.validation, found.heldout]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=4), st.integers(0, 3))
 def test_splits_never_overlap_and_lose_nothing(counts: list[int], seed: int) -> None:
     sources = [tasks(f"k{i}", count) for i, count in enumerate(counts)]
@@ -32,6 +33,7 @@ def test_splits_never_overlap_and_lose_nothing(counts: list[int], seed: int) -> 
     assert len(questions) == len(set(questions)) == sum(counts)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(11, 40), min_size=2, max_size=3), st.randoms(use_true_random=False))
 def test_every_source_is_shared_in_proportion_and_order_does_not_matter(counts: list[int], random: Random) -> None:
     sources = [tasks(f"k{i}", count) for i, count in enumerate(counts)]

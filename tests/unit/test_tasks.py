@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_ray.canonical import canonical, typed
@@ -30,7 +30,7 @@ def test_the_same_settings_make_the_same_tasks() -> None:
 def test_right_answers_pass_and_others_do_not_after_a_trip_through_json(dataset: str) -> None:
     for task in reasoning_gym.load_tasks(dataset=dataset, size=3, task_type="x"):
         stored = typed(Task, json.loads(canonical(task)))
-        assert reasoning_gym.verify(f"some working\nAnswer: {task.answer}", stored) == 1.0 or "\n" in str(task.answer)
+        assert reasoning_gym.verify(f"some working\nAnswer: {task.answer}", stored) == 1.0
         assert reasoning_gym.verify("Answer: zzz", stored) == 0.0
         assert stored.task_type == "x"
 
@@ -124,6 +124,7 @@ def test_answers_are_compared_as_numbers_or_as_words(answer: str, reference: str
     assert jsonl.verify(answer, Task("t", "?", reference, verifier="jsonl")) == verdict
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**12), 10**12))
 def test_a_number_is_itself_however_it_is_written(value: int) -> None:
     task = Task("t", "?", str(value), verifier="jsonl")
