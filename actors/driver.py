@@ -13,7 +13,7 @@ from actors.environment import NUMERIC
 # isort: split
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.calls import ATTEMPTS, brief, log, own
 from grpo_ray.errors import ConfigError, UnreachableError
@@ -40,7 +40,8 @@ def connected(place: Placement) -> Iterator[None]:
         mine = {"num_cpus": max(os.cpu_count() or 1, room), "resources": {"mlx": room}, "include_dashboard": False}
     try:
         ray.init(address, **mine, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, AuthenticationError, TimeoutError) as fault:
+    except Exception as fault:  # Ray raises bare ones too, as when a busy machine starts it too slowly
+        ray.shutdown()
         raise UnreachableError(_no_cluster(address, fault)) from fault
     try:
         _guard_token()
@@ -50,10 +51,12 @@ def connected(place: Placement) -> Iterator[None]:
 
 
 def _no_cluster(address: str, fault: Exception) -> str:
-    first = next(iter(str(fault).strip().splitlines()), type(fault).__name__)
+    first = next(iter(str(fault).strip().splitlines()), "") or type(fault).__name__
+    if address == "local":
+        return f"Ray did not start here ({first}); is the machine busy? Try again, or without Ray: placement.ray: off"
     return (
         f"no Ray cluster can be joined at placement.ray: {address} ({first}). Is one up (ray status), and is its token "
-        "in ~/.ray/auth_token here? A cluster without tokens needs RAY_AUTH_MODE=disabled; placement.ray: local needs none"
+        "in ~/.ray/auth_token here? A cluster without tokens needs RAY_AUTH_MODE=disabled; placement.ray: local, none"
     )
 
 

@@ -81,3 +81,9 @@ def depth(node: ast.AST) -> int:
 
 def _is_elif(node: ast.AST, child: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
+
+
+def test_the_readme_shows_every_file() -> None:
+    shown = (ROOT / "README.md").read_text()
+    missing = [name(path) for path in ROOMS if path.name != "__init__.py" and f"  {path.name}  " not in shown]
+    assert not missing, f"run scripts/tree.py --write for {missing}"

@@ -42,7 +42,10 @@ def save_tokenizer(folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json (with the chat template inside) into a folder."""
     make_tokenizer().save_pretrained(folder)
     config_file = folder / "tokenizer_config.json"
-    config = json.loads(config_file.read_text()) | {"chat_template": CHAT_TEMPLATE}
+    config = json.loads(config_file.read_text()) | {
+        "chat_template": CHAT_TEMPLATE,
+        "tokenizer_class": "PreTrainedTokenizerFast",  # older transformers know no other name
+    }
     config_file.write_text(json.dumps(config, indent=2) + "\n")
 
 
