@@ -51,11 +51,11 @@ def make_app(
 
 
 def open_door(port: int, host: str = "127.0.0.1") -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises ConfigError when another process has it."""
+    """A listening socket; port 0 takes a free one. Raises ConfigError when it can't be had."""
     try:
         return socket.create_server((host, port))
     except OSError as fault:
-        raise ConfigError(f"port {port} of {host} is taken ({fault.strerror}); choose another") from fault
+        raise ConfigError(f"can't listen on {host}:{port}: {fault.strerror}; choose another port") from fault
 
 
 async def health(_: Request) -> JSONResponse:

@@ -26,7 +26,7 @@ LONGEST = 448
 ROUND = 16
 """Lengths are rounded up to a multiple of this, so that few shapes are compiled."""
 
-MUON_RATE, ADAM_RATE = 0.02, 3e-3
+MUON_RATE, ADAM_RATE = 0.008, 1.5e-3
 GUESS_WEIGHT = 0.2
 """What an answer weighs in the loss where the working before it is not complete: it can hardly be learned."""
 Sequence = tuple[list[int], list[float]]
@@ -105,7 +105,7 @@ class Trainer:
     def __init__(self, steps: int, seed: int, workers: int = 1) -> None:
         self.steps, self.seed, self.step, self.seconds = steps, seed, 0, 0.0
         self.model = make_model(seed)
-        self.muon = optim.Muon(learning_rate=MUON_RATE, momentum=0.95, weight_decay=0.01)
+        self.muon = optim.Muon(learning_rate=MUON_RATE, momentum=0.95, weight_decay=0.0)
         self.adam = optim.AdamW(learning_rate=ADAM_RATE, betas=[0.9, 0.98], weight_decay=0.0, bias_correction=True)
         self.optimizer = optim.MultiOptimizer([self.muon, self.adam], [lambda name, w: w.ndim == 2 and "embed" not in name])
         self.optimizer.init(self.model.trainable_parameters())

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from small_run import RUN, small_archive
 
-from grpo_ray.control.app import TOKEN_FILE, make_app, read_token
+from grpo_ray.control.app import TOKEN_FILE, make_app, open_door, read_token
 from grpo_ray.errors import ConfigError
 from grpo_ray.protocols import Archive
 
@@ -28,7 +27,7 @@ def served(visit: Callable[[str, Archive], Awaitable[None]], steps: int = 1) -> 
 
     async def main() -> None:
         archive = await small_archive(steps)
-        with socket.create_server(("127.0.0.1", 0)) as door:
+        with open_door(0) as door:
             port = door.getsockname()[1]
             app = make_app(archive, token=TOKEN, port=port)
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
@@ -155,3 +154,10 @@ def test_the_token_is_made_once_and_for_the_owner_alone(tmp_path: Path) -> None:
     (home / TOKEN_FILE).chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         read_token(home)
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with open_door(0) as door:
+        port = door.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"):
+            open_door(port)
