@@ -54,12 +54,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How far the lessons have come (shares from 0 to 1): `bare` questions are cut short and come without instruction."""
+    """How far the lessons have come (shares from 0 to 1).
+
+    `bare` questions are cut short and come without instruction; `simple` instructions all ask for the full working;
+    `skill` is what the insides of lines weigh in the loss, next to where lines begin (whether to go on working).
+    """
 
     bare: float
     simple: float
     few_shot: float
     long_context: float
+    skill: float
 
 
 def ramp(progress: float, start: float, end: float) -> float:
@@ -68,10 +73,11 @@ def ramp(progress: float, start: float, end: float) -> float:
 
 
 def stage_at(progress: float) -> Stage:
-    """Return the stage at a share of the training: bare questions, then full workings only, then everything."""
+    """Return the stage at a share of the training: bare questions, then instructions, then mostly how to obey them."""
     bare = 1.0 - 0.3 * ramp(progress, 0.12, 0.20) - 0.7 * ramp(progress, 0.68, 0.78)
     variety = ramp(progress, 0.25, 0.35)
-    return Stage(bare, 1.0 - variety, 0.22 * variety, 0.22 * variety)
+    skill = 1.0 - 0.9 * ramp(progress, 0.79, 0.80)
+    return Stage(bare, 1.0 - variety, 0.25 * variety, 0.22 * variety, skill)
 
 
 def draw_sample(rng: random.Random, stage: Stage) -> Sample:

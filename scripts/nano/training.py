@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.models.qwen3 import Model, ModelArgs
 from tqdm import tqdm
 
-from .prompts import Stage, draw_sample, stage_at
+from .prompts import Sample, Stage, draw_sample, stage_at
 from .tokenizer import PAD, TURN_END, encode, encode_chat
 
 BATCH = 32
@@ -57,12 +57,18 @@ def tokens_of(rng: random.Random, stage: Stage) -> Sequence:
         sample = draw_sample(rng, stage)
         prompt = encode_chat(sample.messages)
         ids = [*prompt, *encode(sample.completion), TURN_END]
-        weights = [0.0] * len(prompt) + [1.0] * (len(ids) - len(prompt))
-        if not sample.seen:
-            answer = len(ids) - 1 - len(sample.completion.rpartition("Answer: ")[2])
-            weights[answer:-1] = [GUESS_WEIGHT] * (len(ids) - 1 - answer)
         if len(ids) <= LONGEST:
-            return ids, weights
+            return ids, [0.0] * len(prompt) + weights_of(sample, stage.skill)
+
+
+def weights_of(sample: Sample, skill: float) -> list[float]:
+    """Return what each token of a completion and its end weighs in the loss: 1 where a line begins, `skill` inside it."""
+    text = sample.completion
+    weights = [1.0 if at == 0 or text[at - 1] == "\n" else skill for at in range(len(text) + 1)]
+    if not sample.seen:
+        answer = text.rindex("Answer: ") + len("Answer: ")
+        weights[answer:-1] = [GUESS_WEIGHT * skill] * (len(text) - answer)
+    return weights
 
 
 def draw_pool(seed: int, index: int, stage: Stage) -> list[Batch]:
