@@ -18,7 +18,7 @@ from actors.control import Control
 from actors.coordinator import Coordinator
 from actors.generator import Generator
 from actors.judge import Judge
-from actors.rate_gate import RateGate
+from actors.rate_gate import Gate, RateGate
 from actors.trainer import Trainer
 from grpo_ray.crew import CONTENTS, Contents, open_oracle
 from grpo_ray.protocols import Archive, Crew
@@ -59,7 +59,7 @@ def names(config: Config, run: str) -> Cast:
 
 def assemble(config: Config, run: str, base_url: str, cast: Cast) -> dict[str, ActorHandle]:
     """Begin every actor of a run, by name. They live as long as the handles."""
-    recipe, gate, make_crew = config.recipe, pools.Gate(cast.gate), partial(crew, config, run, base_url, cast)
+    recipe, gate, make_crew = config.recipe, Gate(cast.gate), partial(crew, config, run, base_url, cast)
     actors = {
         cast.control: _actor(cast.control, Control, config.placement, resources=HEAD),
         cast.gate: _actor(cast.gate, RateGate, recipe.oracle, resources=HEAD),
@@ -102,7 +102,7 @@ async def crew(
     """The crew as the coordinator has it: pools over actors; the oracle for mutations and exams is its own."""
     store, keep = await archive.open(run), max(CONTENTS, config.recipe.lag + 2)
     contents = Contents(store, keep)
-    async with open_oracle(config, archive, run, base_url, pools.Gate(cast.gate)) as oracle:
+    async with open_oracle(config, archive, run, base_url, Gate(cast.gate)) as oracle:
         yield Crew(
             pools.Generators(cast.generators, pools.Parcels(contents, keep)),
             pools.Judges(cast.judges, config.recipe),

@@ -20,8 +20,8 @@ from grpo_ray.errors import GrpoRayError, UnreachableError
 from grpo_ray.recipe import Recipe
 from grpo_ray.types import Adapter, AdapterBytes, Evaluation, Group, Lesson, LostGroup, Update, Wave
 
-GROUP_S, UPDATE_S, GATE_S = 1800.0, 3600.0, 60.0
-"""How long the next group of a wave, an update and a word to the rate gate may take."""
+GROUP_S, UPDATE_S = 1800.0, 3600.0
+"""How long the next group of a wave, and an update, may take."""
 
 
 class Parcels:
@@ -59,10 +59,8 @@ class Generators:
         for _ in range(ATTEMPTS):
             try:
                 async with self._lent() as handle:
-                    async for group in _flow(handle, wave, adapter, parcel):
-                        if group.prompt.id not in seen:
-                            seen.add(group.prompt.id)
-                            yield group
+                    async for group in _unseen(_flow(handle, wave, adapter, parcel), seen):
+                        yield group
                 return
             except Down as fault:
                 reason = str(fault)
@@ -113,6 +111,14 @@ async def _flow(
         yield await answer("a generator", handle, ref, GROUP_S)
 
 
+async def _unseen(groups: AsyncIterator[Group | LostGroup], seen: set[str]) -> AsyncIterator[Group | LostGroup]:
+    """The groups whose prompt's id is not in `seen`, which they enter."""
+    async for group in groups:
+        if group.prompt.id not in seen:
+            seen.add(group.prompt.id)
+            yield group
+
+
 class Judges:
     """Groups go round the judges; one that died is asked again when it answers."""
 
@@ -142,24 +148,3 @@ class Trainers:
             handle,
             lambda: answer("the trainer", handle, handle.update.remote(adapter, content, lessons, seed), UPDATE_S),
         )
-
-
-class Gate:
-    """The rate gate of the cluster, as llm's clients see it. Entering may take as long as there is no money."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._handle: ActorHandle | None = None
-
-    async def enter(self) -> None:
-        gate = self._found()
-        await insist("the rate gate", gate, lambda: watched("the rate gate", gate, gate.enter.remote()))
-
-    async def spent(self, prompt_tokens: int, completion_tokens: int) -> None:
-        gate, tokens = self._found(), (prompt_tokens, completion_tokens)
-        await insist("the rate gate", gate, lambda: answer("the rate gate", gate, gate.spent.remote(*tokens), GATE_S))
-
-    def _found(self) -> ActorHandle:
-        if self._handle is None:
-            self._handle = ray.get_actor(self._name)
-        return self._handle

@@ -1,7 +1,14 @@
 """One actor that every call to the endpoint passes: the cluster-wide spend so far. Waiting calls cost it nothing."""
 
+import ray
+from ray.actor import ActorHandle
+
+from actors.calls import answer, insist, watched
 from grpo_ray import llm
 from grpo_ray.recipe import OracleSpec
+
+SPENT_S = 60.0
+"""How long counting one call's tokens may take."""
 
 
 class RateGate(llm.RateGate):
@@ -15,3 +22,24 @@ class RateGate(llm.RateGate):
 
     def __repr__(self) -> str:
         return "RateGate"
+
+
+class Gate:
+    """The rate gate of the cluster, as llm's clients see it. Entering may take as long as there is no money."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._handle: ActorHandle | None = None
+
+    async def enter(self) -> None:
+        gate = self._found()
+        await insist("the rate gate", gate, lambda: watched("the rate gate", gate, gate.enter.remote()))
+
+    async def spent(self, prompt_tokens: int, completion_tokens: int) -> None:
+        gate, tokens = self._found(), (prompt_tokens, completion_tokens)
+        await insist("the rate gate", gate, lambda: answer("the rate gate", gate, gate.spent.remote(*tokens), SPENT_S))
+
+    def _found(self) -> ActorHandle:
+        if self._handle is None:
+            self._handle = ray.get_actor(self._name)
+        return self._handle

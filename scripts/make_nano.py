@@ -10,10 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-from nano import report  # noqa: E402  (after the number of threads is set)
-from nano.training import Trainer  # noqa: E402
+from nano import report
+from nano.training import Trainer
 
 FOLDER = Path(__file__).resolve().parents[1] / "grpo_ray" / "nano"
 

@@ -42,7 +42,7 @@ def logits_of(model: Model, tokens: mx.array) -> mx.array:
     """Return the logits (batch, tokens, vocabulary) that `model(tokens)` would, to about four digits."""
     body = model.model
     hidden = body.embed_tokens(tokens)
-    batch, length, width = hidden.shape
+    batch, length, _ = hidden.shape
     places = mx.arange(length)
     bias = mx.where(places[:, None] >= places[None], 0.0, -1e4)
     for layer in body.layers:

@@ -1,18 +1,12 @@
 """The nano model's gradients, a batch shared by several processes: MLX runs one CPU stream on one core only."""
 
-import ctypes
 import multiprocessing
 from multiprocessing.connection import Connection
 from typing import Any
 
-try:
-    ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)  # mlx on Linux links a slow BLAS; one loaded before it wins
-except OSError:
-    pass
-
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
+from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.qwen3 import Model, ModelArgs
 

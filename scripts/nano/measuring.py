@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .training import PAD, TURN_END  # first: it loads OpenBLAS, which must come before mlx  # isort: skip
-
 import mlx.core as mx
 from mlx_lm.models.cache import BatchKVCache
 
 from . import unseen
-from .tokenizer import decode, encode_chat
+from .tokenizer import PAD, TURN_END, decode, encode_chat
 from .workings import FAMILIES, Task, completion, draw_task, held_out_tasks, score
 
 EVALUATION_SEED = 1_234
@@ -62,7 +60,9 @@ SETTINGS: tuple[Setting, ...] = (
 def render(setting: Setting, task: Task, rng: random.Random) -> list[tuple[str, str]]:
     """Return the chat of a setting over a task."""
     shown = [draw_task(task.family, rng) for _ in range(setting.examples)]
-    examples = "".join(f"Question: {other.question}\nResponse: {completion(other, setting.example_lines)}\n\n" for other in shown)
+    examples = "".join(
+        f"Question: {other.question}\nResponse: {completion(other, setting.example_lines)}\n\n" for other in shown
+    )
     head = " ".join(filter(None, (setting.context, setting.instruction)))
     return [("user", f"{head}\n\n{examples}Question: {task.question}")]
 

@@ -36,8 +36,8 @@ MIXES: tuple[tuple[tuple[str, ...], float], ...] = (
     (("plain", "step"), 0.03), (("vague", "direct"), 0.02), (("plain", "direct"), 0.02), (("detailed", "left"), 0.01),
     (("detailed", "right"), 0.01), (("plain", "right"), 0.01), (("plain", "left"), 0.01), (("vague", "step"), 0.02),
 )  # fmt: skip
-SIMPLE_MIXES: tuple[tuple[tuple[str, ...], float], ...] = ((("step",), 0.7), (("detailed",), 0.2), (("step", "right"), 0.1))
 """Which kinds of sentences stand together in a prompt, and how often."""
+SIMPLE_MIXES = ((("step",), 0.7), (("detailed",), 0.2), (("step", "right"), 0.1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +54,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How far the lessons have come (shares from 0 to 1).
+    """How far the lessons have come, in shares from 0 to 1.
 
-    `bare` questions are cut short and come without instruction; `simple` instructions all ask for the full working;
-    `skill` is what the insides of lines weigh in the loss, next to where lines begin (whether to go on working).
+    `bare` questions are cut short and come without instruction; `simple` instructions all ask for the full working.
     """
 
     bare: float
     simple: float
     few_shot: float
     long_context: float
-    skill: float
 
 
 def ramp(progress: float, start: float, end: float) -> float:
@@ -73,11 +71,10 @@ def ramp(progress: float, start: float, end: float) -> float:
 
 
 def stage_at(progress: float) -> Stage:
-    """Return the stage at a share of the training: bare questions, then instructions, then mostly how to obey them."""
-    bare = 1.0 - 0.3 * ramp(progress, 0.12, 0.20) - 0.7 * ramp(progress, 0.68, 0.78)
-    variety = ramp(progress, 0.25, 0.35)
-    skill = 1.0 - 0.9 * ramp(progress, 0.79, 0.80)
-    return Stage(bare, 1.0 - variety, 0.25 * variety, 0.22 * variety, skill)
+    """Return the stage at a share of the training: bare questions, then full workings too, then all ways of asking."""
+    bare = 1.0 - 0.5 * ramp(progress, 0.10, 0.20) - 0.5 * ramp(progress, 0.50, 0.60)
+    variety = ramp(progress, 0.15, 0.25)
+    return Stage(bare, 1.0 - variety, 0.22 * variety, 0.20 * variety)
 
 
 def draw_sample(rng: random.Random, stage: Stage) -> Sample:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .gradients import CONFIG, Gradients  # first: it loads OpenBLAS, which must come before mlx
-
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
@@ -16,6 +14,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.models.qwen3 import Model, ModelArgs
 from tqdm import tqdm
 
+from .gradients import CONFIG, Gradients
 from .prompts import Sample, Stage, draw_sample, stage_at
 from .tokenizer import PAD, TURN_END, encode, encode_chat
 
@@ -26,7 +25,9 @@ LONGEST = 448
 ROUND = 16
 """Lengths are rounded up to a multiple of this, so that few shapes are compiled."""
 
-MUON_RATE, ADAM_RATE = 0.008, 1.5e-3
+MUON_RATE, ADAM_RATE = 0.01, 2e-3
+LINE_WEIGHT = 3.0
+"""What a line's first token weighs in the loss: there it is decided whether to go on working, by how one was asked."""
 GUESS_WEIGHT = 0.2
 """What an answer weighs in the loss where the working before it is not complete: it can hardly be learned."""
 Sequence = tuple[list[int], list[float]]
@@ -58,16 +59,16 @@ def tokens_of(rng: random.Random, stage: Stage) -> Sequence:
         prompt = encode_chat(sample.messages)
         ids = [*prompt, *encode(sample.completion), TURN_END]
         if len(ids) <= LONGEST:
-            return ids, [0.0] * len(prompt) + weights_of(sample, stage.skill)
+            return ids, [0.0] * len(prompt) + weights_of(sample)
 
 
-def weights_of(sample: Sample, skill: float) -> list[float]:
-    """Return what each token of a completion and its end weighs in the loss: 1 where a line begins, `skill` inside it."""
+def weights_of(sample: Sample) -> list[float]:
+    """Return what each token of a completion, and its end, weighs in the loss."""
     text = sample.completion
-    weights = [1.0 if at == 0 or text[at - 1] == "\n" else skill for at in range(len(text) + 1)]
+    weights = [LINE_WEIGHT if at == 0 or text[at - 1] == "\n" else 1.0 for at in range(len(text) + 1)]
     if not sample.seen:
         answer = text.rindex("Answer: ") + len("Answer: ")
-        weights[answer:-1] = [GUESS_WEIGHT * skill] * (len(text) - answer)
+        weights[answer:-1] = [GUESS_WEIGHT] * (len(text) - answer)
     return weights
 
 
@@ -101,8 +102,8 @@ def batches_from(step: int, steps: int, seed: int) -> Iterator[Batch]:
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Return what a step's learning rates are multiplied with: warm-up, flat, then down to a twentieth over the last 40 %."""
-    return min(1.0, (step + 1) / 40, 0.05 + 0.95 * (steps - step) / (0.4 * steps))
+    """Return what a step's learning rates are multiplied with: warm-up, flat, then down to a twentieth over the second half."""
+    return min(1.0, (step + 1) / 40, 0.05 + 0.95 * (steps - step) / (0.5 * steps))
 
 
 class Trainer:
@@ -113,7 +114,9 @@ class Trainer:
         self.model = make_model(seed)
         self.muon = optim.Muon(learning_rate=MUON_RATE, momentum=0.95, weight_decay=0.0)
         self.adam = optim.AdamW(learning_rate=ADAM_RATE, betas=[0.9, 0.98], weight_decay=0.0, bias_correction=True)
-        self.optimizer = optim.MultiOptimizer([self.muon, self.adam], [lambda name, w: w.ndim == 2 and "embed" not in name])
+        self.optimizer = optim.MultiOptimizer(
+            [self.muon, self.adam], [lambda name, w: w.ndim == 2 and "embed" not in name]
+        )
         self.optimizer.init(self.model.trainable_parameters())
         self.gradients = Gradients(workers)
 
@@ -162,7 +165,9 @@ class Trainer:
         arrays, metadata = mx.load(str(checkpoint), return_metadata=True)
         facts = json.loads(metadata["facts"])
         if (facts["steps"], facts["seed"]) != (self.steps, self.seed):
-            raise SystemExit(f"{checkpoint} belongs to --steps {facts['steps']} --seed {facts['seed']}; remove it to begin anew")
+            raise SystemExit(
+                f"{checkpoint} belongs to --steps {facts['steps']} --seed {facts['seed']}; remove it to begin anew"
+            )
         tree = tree_unflatten(list(arrays.items()))
         self.model.update(tree["model"])
         self.optimizer.state = tree["optimizer"]

@@ -12,6 +12,7 @@ from typing import Literal
 
 Kind = Literal["step", "detailed", "direct", "vague", "plain", "partial", "right", "left"]
 
+# fmt: off
 SLOTS: dict[str, tuple[str, ...]] = {
     "solve": (
         "solve", "solve this", "solve it", "answer", "work out", "work this out", "calculate", "compute it", "do it",
@@ -144,6 +145,7 @@ CONTEXT = (
     "The library closes at {digit} in the evening", "It was found in an old notebook", "Its author is not known",
     "The list has {digit}{digit} entries", "A clock is ticking on the wall", "We collect the replies in a file",
 )
+# fmt: on
 
 
 def join(pattern: str, rng: random.Random) -> str:
@@ -155,7 +157,9 @@ def write_out(pattern: str) -> list[str]:
     """Return every sentence a pattern can make."""
     names = re.findall(r"\{(\w+)\}", pattern)
     choices = itertools.product(*(SLOTS[name] for name in names))
-    return [functools.reduce(lambda text, word: re.sub(r"\{\w+\}", word, text, count=1), row, pattern) for row in choices]
+    return [
+        functools.reduce(lambda text, word: re.sub(r"\{\w+\}", word, text, count=1), row, pattern) for row in choices
+    ]
 
 
 @functools.cache
@@ -198,7 +202,10 @@ def expand_counts() -> frozenset[str]:
     """Return every sentence that asks for a number of lines, in plain form."""
     phrases = {
         count_phrase(pattern, number, word, unit)
-        for pattern in COUNT_PATTERNS for number, words in COUNTS.items() for word in words for unit in UNITS
+        for pattern in COUNT_PATTERNS
+        for number, words in COUNTS.items()
+        for word in words
+        for unit in UNITS
     }
     return frozenset(plain_form(sentence) for phrase in phrases for sentence in write_out(phrase))
 

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from nano import prompts, tokenizer, unseen, wordings, workings  # noqa: E402
+from nano import prompts, tokenizer, unseen, wordings, workings
 
 ALL_KINDS: tuple[wordings.Kind, ...] = tuple(wordings.PATTERNS)
 
