@@ -32,14 +32,16 @@ def rewards(axes: Any, run: dict[str, Any]) -> None:
 def arms(axes: Any, run: dict[str, Any]) -> None:
     """Held-out accuracy with 95 % intervals."""
     held = run["heldout"]
-    for place, (arm, label) in enumerate(reversed(ARMS.items())):
+    for place, arm in enumerate(reversed(ARMS)):
         one = held[arm]
         color = BLUE if arm == "both" else GREY
         axes.barh(place, one["accuracy"], color=color, height=0.6)
         axes.plot([one["low"], one["high"]], [place, place], color="black", linewidth=1)
         axes.text(one["high"] + 0.02, place, f"{one['accuracy']:.2f}", va="center")
     axes.set_yticks(range(len(ARMS)), list(reversed(ARMS.values())))
-    axes.set(xlim=(0, 1), xlabel=f"accuracy on {held['both']['tasks']} held-out tasks, temperature 0", title="Held-out tasks")
+    axes.set(
+        xlim=(0, 1), xlabel=f"accuracy on {held['both']['tasks']} held-out tasks, temperature 0", title="Held-out tasks"
+    )
 
 
 def main() -> None:

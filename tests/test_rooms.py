@@ -47,7 +47,9 @@ def test_imports_stand_at_the_top(path: Path) -> None:
 
 @pytest.mark.parametrize("path", ROOMS, ids=name)
 def test_functions_are_short_and_flat(path: Path) -> None:
-    long = {f.name: f.end_lineno - f.lineno + 1 for f in functions(path) if f.end_lineno and f.end_lineno - f.lineno >= 60}
+    long = {
+        f.name: f.end_lineno - f.lineno + 1 for f in functions(path) if f.end_lineno and f.end_lineno - f.lineno >= 60
+    }
     deep = {f.name: depth(f) for f in functions(path) if depth(f) > 4}
     assert not long and not deep, f"{name(path)}: long {long}, deep {deep}"
 

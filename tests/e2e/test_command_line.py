@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from grpo_ray.storage.embedded import remove
+
 ROOT = Path(__file__).parents[2]
 SMALL = ["steps=3", "splits.train=40", "splits.validation=9", "splits.heldout=12", "plan.tasks=3", "plan.templates=2"]
 SMALL += ["plan.wave=3", "sampling.group_size=4", "sampling.max_tokens=40", "evolution.children=1", "gate.tasks=0"]
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 def command(home: Path, *words: str, settings: tuple[str, ...] = ()) -> list[str]:
@@ -26,7 +29,13 @@ def command(home: Path, *words: str, settings: tuple[str, ...] = ()) -> list[str
 def call(home: Path, *words: str, settings: tuple[str, ...] = (), code: int = 0) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"GRPO_RAY_HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
     done = subprocess.run(
-        command(home, *words, settings=settings), cwd=ROOT, env=environment, text=True, capture_output=True, timeout=280
+        command(home, *words, settings=settings),
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=280,
+        check=False,
     )
     assert done.returncode == code, done.stderr[-4000:]
     return done
@@ -42,8 +51,10 @@ def exported(home: Path, run_id: str, folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("home")
+    yield folder
+    remove(folder)
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["lag0", "lag1"])
