@@ -1,16 +1,18 @@
 """Hosts the ASGI app (MCP and its like) on the head node, on loopback, behind a bearer token."""
 
 import asyncio
+import logging
 import socket
 
 import uvicorn
 
-from grpo_ray.control.app import make_app, read_token
+from grpo_ray.control.app import make_app, open_door, read_token
 from grpo_ray.errors import ConfigError
 from grpo_ray.launch import open_archive
 from grpo_ray.recipe import Placement
 
 HOST = "127.0.0.1"
+log = logging.getLogger("grpo_ray.actors")
 
 
 class Control:
@@ -22,7 +24,7 @@ class Control:
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     async def open(self) -> str:
-        """Where it listens. Raises ConfigError when the port is taken."""
+        """Where it listens."""
         return await self._up
 
     async def close(self) -> None:
@@ -50,14 +52,9 @@ class Control:
 
 
 def _door(port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises ConfigError when another process has it."""
-    door = socket.socket()
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """A listening socket. Any control server serves all runs of the home: where one has the port, a free one will do."""
     try:
-        door.bind((HOST, port))
-    except OSError as fault:
-        door.close()
-        raise ConfigError(
-            f"port {port} of {HOST} is taken ({fault.strerror}); set placement.control_port to another"
-        ) from fault
-    return door
+        return open_door(port)
+    except ConfigError as fault:
+        log.warning("%s; taking a free port instead", fault)
+        return open_door(0)
