@@ -23,6 +23,8 @@ SPLITS = ("train", "train", "train", "validation", "test")
 HOSTILE = 'nul \x00 quote " \\ line\nbreak \u2028 \x85 half \ud800 snow ☃ {"messages": []}'
 READ = """
 import json, sys, datasets
+
+pytestmark = pytest.mark.process
 found = datasets.load_dataset(sys.argv[1], cache_dir=sys.argv[2])
 print(json.dumps({split: rows.to_list() for split, rows in found.items()}))
 """

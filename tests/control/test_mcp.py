@@ -19,6 +19,8 @@ from grpo_ray.control.app import TOKEN_FILE, make_app, open_door, read_token
 from grpo_ray.errors import ConfigError
 from grpo_ray.protocols import Archive
 
+pytestmark = pytest.mark.process
+
 TOKEN = "a-token-for-tests"
 
 

@@ -13,6 +13,8 @@ from grpo_ray.types import Task
 
 WILD = """
 import os, sys, time
+
+pytestmark = pytest.mark.process
 def verify(answer, task):
     print("noise on stdout", flush=True)
     if answer == "hang":

@@ -17,6 +17,8 @@ from typer.testing import CliRunner, Result
 
 from grpo_ray.cli import app
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["preview", "run", "runs", "status", "show", "eval", "export", "doctor", "serve", "mock-openai"]
 
