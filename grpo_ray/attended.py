@@ -2,18 +2,21 @@
 
 import asyncio
 import json
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 from grpo_ray import terminal
-from grpo_ray.errors import UnreachableError
+from grpo_ray.errors import ConfigError, UnreachableError
 from grpo_ray.operations import mean_reward
 from grpo_ray.protocols import Archive
 from grpo_ray.recipe import Config
+from grpo_ray.settings import masked
 
 LOOK_S = 0.5
 
@@ -56,6 +59,21 @@ async def _watch(archive: Archive, run: str, draw: Callable[[dict[str, Any], flo
             rewarded, reward = now["step"], await mean_reward(store, now["step"] - 1)
         draw(now, reward)
         await asyncio.sleep(LOOK_S)
+
+
+def again(config: Path, sets: Sequence[str]) -> str:
+    """The command that `run` was called by; a password in it is left out, to be filled in."""
+    words = ["grpo-ray", "run", "-c", str(config), *(part for one in sets for part in ("--set", masked(one)))]
+    return shlex.join(words)
+
+
+@contextmanager
+def kept_in(home: str) -> Iterator[None]:
+    """Inside, a file of `home` that can't be written is a ConfigError that says so."""
+    try:
+        yield
+    except OSError as fault:
+        raise ConfigError(f"can't write in {home}: {fault.strerror}; choose another folder with --home") from fault
 
 
 @contextmanager

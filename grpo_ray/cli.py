@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 something did not answer or hold; 2 wrong usage, config or
 import asyncio
 import json
 import logging
-import shlex
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from grpo_ray.errors import ConfigError, GrpoRayError, MissingError
+from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, RecipeChanged
 
 if TYPE_CHECKING:
     from grpo_ray.launch import Inputs
@@ -78,7 +77,8 @@ def _leaves(faults: BaseExceptionGroup[Any]) -> Iterator[GrpoRayError]:
 def _end(faults: list[GrpoRayError]) -> typer.Exit:
     for message in dict.fromkeys(str(fault) for fault in faults):
         typer.echo(f"grpo-ray: {message}", err=True)
-    return typer.Exit(USAGE if all(isinstance(fault, ConfigError | MissingError) for fault in faults) else FAULT)
+    mistaken = all(isinstance(fault, ConfigError | MissingError | RecipeChanged) for fault in faults)
+    return typer.Exit(USAGE if mistaken else FAULT)
 
 
 def say(value: Any, as_json: bool, look: Callable[[Any], Any]) -> None:
@@ -152,7 +152,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Evolve the templates, train the adapter, and report on held-out tasks."""
-    from grpo_ray import launch, terminal
+    from grpo_ray import attended, launch, terminal
     from grpo_ray.doctor import check_reachable
 
     with told():
@@ -164,15 +164,12 @@ def run(
             say(launch.plan(settings, inputs), as_json, lambda value: terminal.facts("the plan", value))
             return
         asyncio.run(check_reachable(settings.recipe))
-        again = shlex.join(
-            ["grpo-ray", "run", "-c", str(config), *(part for one in set or [] for part in ("--set", one))]
-        )
+        again = attended.again(config, set or [])
         result = asyncio.run(_run(settings, inputs, resume, fork, again))
         say(result, as_json, terminal.outcome)
         if not result["finished"]:
             raise typer.Exit(INTERRUPTED)
-        typer.echo(f"next: grpo-ray export {result['run_id']} --format chat --out data", err=True)
-        typer.echo(f"      grpo-ray export {result['run_id']} --format adapter --out adapter", err=True)
+        typer.echo(terminal.next_steps(result, settings.placement), err=True)
 
 
 async def _run(
@@ -253,7 +250,8 @@ def show(
     """Everything kept of a run, template, rollout or adapter; of a rollout its whole ancestry."""
     from grpo_ray import operations, terminal
 
-    look = terminal.rollout if kind == "rollout" else lambda row: terminal.facts(f"{kind} {row['id']}", row)
+    looks = {"rollout": terminal.rollout, "template": terminal.template}
+    look = looks.get(kind) or (lambda row: terminal.facts(f"{kind} {row['id']}", row))
     with told():
         say(ask(home, storage, lambda archive: operations.show(archive, kind, id, run)), as_json, look)
 
@@ -366,7 +364,7 @@ def serve(
     """The control server on this machine: MCP at /mcp behind a bearer token, and /health."""
     import uvicorn
 
-    from grpo_ray import launch
+    from grpo_ray import attended, launch
     from grpo_ray.control import app as control
 
     async def served() -> None:
@@ -378,7 +376,8 @@ def serve(
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     with told(), control.open_door(port) as door:
-        token, here = control.read_token(home), door.getsockname()[1]
+        with attended.kept_in(home):
+            token, here = control.read_token(home), door.getsockname()[1]
         embed = launch.make_embedder(embedder, launch.pairs(set or [])).embed if embedder else None
         asyncio.run(served())
 

@@ -1,7 +1,7 @@
 """From a config to a run: read and check everything first, say what it will take, then begin one or take one up."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from grpo_ray.operations import which
 from grpo_ray.population import begin, fits, unfit
 from grpo_ray.protocols import Archive, Embedder, Store
 from grpo_ray.recipe import Config, Placement, Recipe, RunState
+from grpo_ray.settings import misplaced
 from grpo_ray.types import Policy, Task, TaskSet, Template
 
 JUDGE_TOKENS = (400, 250)
@@ -47,12 +48,24 @@ def load_inputs(config: Config) -> Inputs:
     except GrpoRayError as fault:
         problems.append(str(fault))
     if templates and tasks.train:
-        problems += unfit(templates, tasks.train + tasks.validation + tasks.heldout)
+        problems += dict.fromkeys(
+            [*unfit(templates, tasks.train + tasks.validation + tasks.heldout), *_unrenderable(templates, tasks.train)]
+        )
     if config.placement.storage == "memory" and config.placement.ray != "off":
         problems.append("placement.storage: memory lives in one process; set placement.ray: off, or storage: embedded")
     if problems:
         raise ConfigError("\n".join(problems))
     return Inputs(templates, tasks)
+
+
+def _unrenderable(templates: Sequence[Template], tasks: Sequence[Task]) -> Iterator[str]:
+    """What is wrong with a template however well it is written: it is rendered over the first task that it fits."""
+    for template in templates:
+        for task in [task for task in tasks if fits(template, task)][:1]:
+            try:
+                prompting.render(template, task, "check")
+            except ConfigError as fault:
+                yield str(fault)
 
 
 def plan(config: Config, inputs: Inputs) -> dict[str, Any]:
@@ -126,6 +139,8 @@ def untrained(config: Config) -> Config:
 async def open_archive(placement: Placement) -> Archive:
     """The archive that `placement.storage` names. Raises UnreachableError, or ConfigError where it can't be written."""
     storage = placement.storage
+    if problems := list(misplaced(placement)):
+        raise ConfigError("\n".join(problems))
     if storage.startswith(("postgresql://", "postgres://")):
         return await registry.find("storage", "postgres", "make_storage")(dsn=storage)
     settings = {"home": placement.home} if storage == "embedded" else {}

@@ -173,9 +173,10 @@ async def _adapters_back(archive: Archive, run: str, hash: str | None) -> list[d
 async def _ancestor(archive: Archive, kind: str, id: str, run: str) -> dict[str, Any]:
     """A forked run begins with templates and an adapter whose own parents stayed with the run it was forked from."""
     try:
-        return await archive.find(kind, id, run)
+        row = await archive.find(kind, id, run)
     except MissingError:
         return {"id": id, "run": run, "missing": "it is older than this run, which was forked"}
+    return {key: value for key, value in row.items() if key != "ancestry"}
 
 
 async def search_rollouts(

@@ -129,16 +129,16 @@ def _where(error: yaml.YAMLError) -> str:
 def _override(tree: dict[str, Any], overrides: Sequence[str], problems: list[str]) -> dict[str, Any]:
     """The tree with every `key.path=value` put in its place; a list's index is a number."""
     for text in overrides:
-        key, sign, value = text.partition("=")
+        (key, sign, value), said = text.partition("="), f"--set {masked(text)}"
         if not sign or not key.strip():
-            problems.append(f"--set {text}: expected key.path=value")
+            problems.append(f"{said}: expected key.path=value")
             continue
         try:
             tree = _put(tree, _DEFAULTS, key.strip().split("."), _parse(value))
         except yaml.YAMLError as error:
-            problems.append(f"--set {text}: broken YAML{_where(error)}")
+            problems.append(f"{said}: broken YAML{_where(error)}")
         except LookupError as error:
-            problems.append(f"--set {text}: {error.args[0]}")
+            problems.append(f"{said}: {error.args[0]}")
     return tree
 
 
@@ -156,7 +156,7 @@ def _put(holder: Any, default: Any, keys: Sequence[str], value: Any) -> Any:
         old, usual = [*holder, _ABSENT][place], default[place] if _has(default, place) else None
         return [*holder[:place], _put(old, usual, rest, value), *holder[place + 1 :]]
     if not isinstance(holder, dict | None):
-        raise LookupError(f"{key!r} would be inside {_shown(holder)}")
+        raise LookupError(f"{key!r} would be inside {masked(_shown(holder))}")
     usual = default.get(key) if isinstance(default, dict) else None
     return {**(holder or {}), key: _put((holder or {}).get(key, _ABSENT), usual, rest, value)}
 
@@ -190,10 +190,8 @@ def _bare(kind: Any) -> Any:
 
 def _nearest(key: str, path: str, known: list[str]) -> str:
     """The nearest key here; or the section in which a key of that very name lives."""
-    homes = (
-        [f"{name}.{key}" for name, kind in get_type_hints(Recipe).items() if key in _names(kind)] if not path else []
-    )
-    return f"; did you mean {homes[0]!r}?" if homes else hint(key, known)
+    homes = [f"{name}.{key}" for name, kind in get_type_hints(Recipe).items() if key in _names(kind)]
+    return f"; did you mean {homes[0]!r}?" if homes and not path else hint(key, known)
 
 
 def _names(kind: Any) -> list[str]:
@@ -249,6 +247,7 @@ def _out_of_bounds(config: Config) -> Iterator[str]:
         if value is not None and not good(value):
             yield f"{path}: {value} is out of bounds; it must be {words}"
     yield from _inconsistent(config.recipe)
+    yield from misplaced(config.placement)
 
 
 def _value(config: Config, path: str) -> Any:
@@ -272,6 +271,22 @@ def _inconsistent(recipe: Recipe) -> Iterator[str]:
         yield "plan.templates: templates are told apart on common tasks; it must be 2 or more, or evolution.children 0"
     if not all(0 <= price < float("inf") for price in recipe.oracle.usd_per_million):
         yield "oracle.usd_per_million: a price must be 0 or more"
+    if not recipe.oracle.base_url.startswith(("http://", "https://")) and recipe.oracle.base_url != "bundled":
+        yield f"oracle.base_url: expected bundled or http(s)://HOST…/v1, got {recipe.oracle.base_url!r}"
+
+
+def misplaced(place: Placement) -> Iterator[str]:
+    """What is wrong with the names of a Ray cluster and a storage; a DSN's password is not repeated."""
+    if not re.fullmatch(r"local|auto|off|\S+:\d+", place.ray):
+        yield f"placement.ray: expected local, auto, off or HOST:PORT, got {place.ray!r}"
+    if not re.fullmatch(r"embedded|memory|postgres(ql)?://\S*|\w+(\.\w+)+", place.storage):
+        known = ["embedded", "memory", "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"]
+        yield f"placement.storage: no such storage{hint(place.storage, known)}"
+
+
+def masked(text: str) -> str:
+    """`text` without the passwords of the URLs in it."""
+    return re.sub(r"(:/+[^\s:/@]*:)\S*@|([?&]password=)[^&\s]*", lambda m: f"{m[1]}…@" if m[1] else f"{m[2]}…", text)
 
 
 def _misnamed(recipe: Recipe) -> Iterator[str]:

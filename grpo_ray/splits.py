@@ -19,7 +19,7 @@ def load(recipe: Recipe) -> TaskSet:
         try:
             sources.append(_source(named))
         except GrpoRayError as fault:
-            problems += [f"tasks[{place}]: {line}" for line in str(fault).splitlines()]
+            problems += [f"tasks.{place}: {line}" for line in str(fault).splitlines()]
     if problems:
         raise ConfigError("\n".join(problems))
     return cut(sources, recipe.splits, recipe.seed)

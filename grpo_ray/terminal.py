@@ -1,5 +1,6 @@
 """How results look on a terminal. Texts that a model wrote are shown as they are: no markup, control characters visible."""
 
+import shlex
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,11 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from grpo_ray.recipe import Placement
+from grpo_ray.settings import masked
 from grpo_ray.types import LostGroup, ScoredGroup, ScoredRollout, Template
 
+USUAL = {"home": Placement().home, "storage": Placement().storage}
 BARS = "▁▂▃▄▅▆▇█"
 ARMS = {
     "start_mean": "mean of the starting templates, base model",
@@ -87,9 +91,29 @@ def _interval(one: Mapping[str, float]) -> str:
     return f"{one['low']:.3f} … {one['high']:.3f}"
 
 
+def next_steps(result: Mapping[str, Any], place: Placement) -> str:
+    """What to type after a run, each export only where there is something to take away."""
+    if place.storage == "memory":
+        return "nothing of this run is kept; to export, run with: --set placement.storage=embedded"
+    asked = {"home": place.home, "storage": masked(place.storage)}
+    where = "".join(f" --{key} {shlex.quote(value)}" for key, value in asked.items() if value != USUAL[key])
+    exports = [f"export {result['run_id']} --format chat --out data"] if result["exported_rows"] else []
+    exports += [f"export {result['run_id']} --format adapter --out adapter"] if result["adapter"] else []
+    lines = [*exports, f"status {result['run_id']}"]
+    return "next: " + "\n      ".join(f"grpo-ray {line}{where}" for line in lines)
+
+
 def runs(rows: Iterable[Mapping[str, Any]]) -> Table:
-    keys = ("run", "step", "steps", "rollouts", "wanted", "finished", "created")
-    return table("runs", keys, ([str(row[key]) for key in keys] for row in rows))
+    """One line a run, its id in one piece even where the window is narrow."""
+    made = Table(title="runs", title_justify="left", header_style="bold")
+    for key in ("run", "step", "rollouts", "state", "created"):
+        made.add_column(key, no_wrap=key == "run", overflow="fold")
+    for row in rows:
+        state = "finished" if row["finished"] else f"wanted: {row['wanted']}"
+        created = str(row["created"])[:16].replace("T", " ")
+        cells = (row["run"], f"{row['step']} of {row['steps']}", row["rollouts"], state, created)
+        made.add_row(*map(shown, cells))
+    return made
 
 
 def checks(found: Iterable[Mapping[str, Any]]) -> Table:
@@ -103,6 +127,14 @@ def facts(title: str, value: Any) -> Tree:
     tree = Tree(shown(title))
     _grow(tree, value)
     return tree
+
+
+def template(row: Mapping[str, Any]) -> Tree:
+    """A template: its choices by label, and its ancestors in short."""
+    choices = {p["name"]: {c["label"]: c["text"] for c in p["choices"]} for p in row["parameters"]}
+    ancestry = {one["id"]: _template(one) for one in row["ancestry"][1:]}
+    short = {"settings": dict(row["settings"]), "parameters": choices, "ancestry": ancestry}
+    return facts(f"template {row['id']}", {**row, **short})
 
 
 def _grow(tree: Tree, value: Any) -> None:
@@ -153,26 +185,20 @@ def _evaluation(one: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def preview(template: Template, scored: ScoredGroup | LostGroup) -> RenderableType:
-    """One group: a column a rollout would be too wide, so a row a rollout, with everything said of it side by side."""
+    """One group: a row a rollout, and beside it what was said of it and what that is worth."""
     if isinstance(scored, LostGroup):
         return shown(f"{template.id}: no rollouts: {scored.reason}")
     prompt = scored.group.prompt
     title = f"{template.id} ({template.task_type}, {template.complexity}) on {prompt.task.question!r}"
-    dimensions = dict.fromkeys((e.judge, e.dimension) for one in scored.rollouts for e in one.evaluations)
-    parts = dict.fromkeys(part.name for one in scored.rollouts for part in one.reward.parts)
-    columns = [
-        "completion",
-        *(dimension for _, dimension in dimensions),
-        *(f"reward: {name}" for name in parts),
-        "reward",
-    ]
-    return table(title, columns, [_preview_row(one, list(dimensions), list(parts)) for one in scored.rollouts])
+    made = table(title, ("completion", "evaluations", "reward"), map(_preview_row, scored.rollouts))
+    made.show_lines = True
+    return made
 
 
-def _preview_row(one: ScoredRollout, dimensions: list[tuple[str, str]], parts: list[str]) -> list[Any]:
-    said = {(e.judge, e.dimension): f"{number(e.score)} {e.rationale}" for e in one.evaluations}
-    made = {part.name: part.value for part in one.reward.parts}
-    return [one.rollout.text, *(said.get(d, "–") for d in dimensions), *(made.get(p) for p in parts), one.reward.value]
+def _preview_row(one: ScoredRollout) -> tuple[str, str, str]:
+    said = (f"{e.dimension} {number(e.score)}: {e.rationale}" for e in one.evaluations)
+    parts = (f"{part.name} {number(part.value)}" for part in one.reward.parts)
+    return one.rollout.text, "\n".join(said), "\n".join((*parts, f"= {number(one.reward.value)}"))
 
 
 def console(stderr: bool = False) -> Console:

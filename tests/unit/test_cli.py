@@ -110,6 +110,66 @@ def test_an_endpoint_that_does_not_answer_is_named_before_anything_starts(tmp_pa
     assert "start the server" in found.stderr
 
 
+@pytest.mark.parametrize("scheme", ["postgresql://", "postgres:/", "mysql://"])
+def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path: Path, scheme: str) -> None:
+    dsn = f"{scheme}somebody:secretpw@127.0.0.1:1/rollouts"
+    for found in (
+        call("run", "-c", config(tmp_path), "--set", f"placement.storage={dsn}"),
+        call("run", "-c", config(tmp_path), "--set", f"placement.storage.deeper={dsn}"),
+        call("runs", "--storage", dsn, "--json"),
+    ):
+        assert found.exit_code in (1, 2)
+        assert "placement.storage" in found.stderr
+        assert "secretpw" not in found.output
+        assert found.stdout == ""
+        assert "run little-" not in found.stderr
+
+
+@pytest.mark.parametrize("home", ["/proc/nobody", "in-the-way"])
+def test_a_home_that_can_not_be_written_is_named_before_anything_starts(tmp_path: Path, home: str) -> None:
+    (tmp_path / "in-the-way").touch()
+    folder = str(tmp_path / home)
+    placement = {"ray": "off", "storage": "embedded", "home": folder}
+    words = [
+        ["run", "-c", config(tmp_path, placement=placement)],
+        ["runs", "--home", folder],
+        ["status", "--home", folder],
+    ]
+    for found in [call(*one) for one in [*words, ["serve", "--port", "0", "--home", folder]]]:
+        assert found.exit_code == 2
+        assert f"in {folder}: " in found.stderr
+        assert "folder" in found.stderr
+        assert "run little-" not in found.stderr
+
+
+def test_an_empty_task_file_is_named(tmp_path: Path) -> None:
+    path = config(tmp_path)
+    (tmp_path / "sums.jsonl").write_text("\n\n")
+    found = call("run", "-c", path)
+    assert found.exit_code == 2
+    assert f"{tmp_path}/sums.jsonl holds no tasks" in found.stderr
+
+
+def test_every_problem_of_a_prompt_library_is_told_at_once(tmp_path: Path) -> None:
+    library = {"version": 1, "templates": [{"id": "a", "text": "{{ question"}, {"id": "a", "text": "{{ wrong }}"}]}
+    (tmp_path / "mine.json").write_text(json.dumps(library))
+    found = call("run", "-c", config(tmp_path, prompts="mine.json"))
+    assert found.exit_code == 2
+    assert "$.templates[0].text: broken Jinja2" in found.stderr
+    assert "$.templates[1].text: the placeholder 'wrong' is unknown" in found.stderr
+    assert "$.templates[1].id: 'a' is the id of $.templates[0] already" in found.stderr
+
+
+def test_a_template_that_can_not_be_rendered_is_told_before_anything_starts(tmp_path: Path) -> None:
+    library = json.loads((ROOT / "prompts.json").read_text())
+    (odd := next(one for one in library["templates"] if one["task_type"] == "any"))["text"] += "{{ question.no_such }}"
+    (tmp_path / "mine.json").write_text(json.dumps(library))
+    found = call("run", "-c", config(tmp_path, prompts="mine.json"), "--dry-run")
+    assert found.exit_code == 2
+    assert f"template {odd['id']!r} can't be rendered" in found.stderr
+    assert "no_such" in found.stderr
+
+
 def test_memory_storage_needs_one_process(tmp_path: Path) -> None:
     found = call("run", "-c", config(tmp_path), "--set", "placement.ray=local")
     assert found.exit_code == 2
@@ -149,7 +209,7 @@ def test_the_outcome_is_drawn_for_people(tmp_path: Path) -> None:
     found = call("run", "-c", config(tmp_path, steps=1))
     assert found.exit_code == 0, found.stderr
     assert "held-out tasks, temperature 0" in found.stdout
-    assert "grpo-ray export little-" in found.stderr
+    assert "--set placement.storage=embedded" in found.stderr
 
 
 def test_a_preview_shows_every_template_and_stores_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_run import ADAPTER, CHILD, CONTENT, OUTCOME, RECIPE, RUN, SEED, small_archive
 
-from grpo_ray import launch, operations
+from grpo_ray import launch, operations, terminal
 from grpo_ray.errors import ConfigError, MissingError, RecipeChanged
 from grpo_ray.recipe import Config
 
@@ -99,6 +99,18 @@ def test_a_rollout_brings_its_ancestry() -> None:
         assert [one["rationale"] for one in row["evaluations"]] == ["compared", "the judge left this out"]
         assert row["reward"]["value"] == 1.0
         assert row["advantage"] == 1.0
+
+    asyncio.run(main())
+
+
+def test_an_ancestry_does_not_hold_further_ancestries() -> None:
+    async def main() -> None:
+        archive = await small_archive()
+        template = await operations.show(archive, "template", CHILD.id)
+        adapter = await operations.show(archive, "adapter", ADAPTER.hash)
+        assert [one["id"] for one in template["ancestry"]] == [CHILD.id, SEED.id]
+        assert not any("ancestry" in one for one in template["ancestry"] + adapter["ancestry"])
+        assert terminal.template(template).label
 
     asyncio.run(main())
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from grpo_ray.errors import ConfigError
 from grpo_ray.recipe import Config, Placement, Recipe
-from grpo_ray.settings import BOUNDS, load_config, recipe_hash
+from grpo_ray.settings import BOUNDS, load_config, masked, recipe_hash
 
 CANNED = ("generator.name=canned", "trainer.name=canned", "evolution.mutations=[{name: set_parameter}]")
 
@@ -129,6 +129,32 @@ def test_overrides_say_the_same_as_the_file(values: dict[str, int]) -> None:
 
 
 # ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_names_of_places_are_checked_and_passwords_not_repeated(folder: Path) -> None:
+    message = refusal(folder, "placement.ray=maybe", "placement.storage=embeded", "oracle.base_url=foo")
+    assert "placement.ray: expected local, auto, off or HOST:PORT, got 'maybe'" in message
+    assert "placement.storage: no such storage; did you mean 'embedded'?" in message
+    assert "oracle.base_url: expected bundled or http(s)://HOST…/v1, got 'foo'" in message
+    assert "secretpw" not in refusal(folder, "placement.storage=mysql://me:secretpw@host/db")
+    assert (
+        load(folder, "placement.ray=ray://head:10001", "placement.storage=my.storage").placement.storage == "my.storage"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://me:a@b/c@host:5432/db", "postgresql://me:…@host:5432/db"),
+        (
+            "x=postgres://h/db?user=me&password=abc&sslmode=require",
+            "x=postgres://h/db?user=me&password=…&sslmode=require",
+        ),
+        ("oracle.base_url=http://127.0.0.1:80/v1", "oracle.base_url=http://127.0.0.1:80/v1"),
+    ],
+)
+def test_passwords_are_masked(text: str, shown: str) -> None:
+    assert masked(text) == shown
 
 
 def test_a_misspelt_key_names_the_nearest_right_one(folder: Path) -> None:

@@ -85,11 +85,11 @@ def test_load_lists_the_problems_of_all_sources(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(Recipe(tasks=sources))
     problems = str(caught.value).splitlines()
-    assert problems[0].startswith(f"tasks[0]: {tmp_path}/bad.jsonl:2: not JSON")
-    assert "tasks[1]: no tasks file is called 'reasoning_gim'; did you mean 'reasoning_gym'?" in problems
-    assert "tasks[2]: tasks 'jsonl' has no setting 'pth'; did you mean 'path'?" in problems
-    assert "tasks[2]: tasks 'jsonl' needs the setting 'path'" in problems
-    assert any(line.startswith("tasks[3]: setting 'size' of 'reasoning_gym'") for line in problems)
+    assert problems[0].startswith(f"tasks.0: {tmp_path}/bad.jsonl:2: not JSON")
+    assert "tasks.1: no tasks file is called 'reasoning_gim'; did you mean 'reasoning_gym'?" in problems
+    assert "tasks.2: tasks 'jsonl' has no setting 'pth'; did you mean 'path'?" in problems
+    assert "tasks.2: tasks 'jsonl' needs the setting 'path'" in problems
+    assert any(line.startswith("tasks.3: setting 'size' of 'reasoning_gym'") for line in problems)
 
 
 def test_load_cuts_what_the_recipe_names() -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from grpo_ray import terminal
 from grpo_ray.doctor import check_disk, check_home, check_key, check_model
-from grpo_ray.recipe import OracleSpec
+from grpo_ray.recipe import OracleSpec, Placement
 
 
 def drawn(what: Any) -> str:
@@ -72,3 +72,30 @@ def test_a_key_is_asked_for_only_where_one_is_needed() -> None:
     assert "export NO_SUCH_KEY_FOR_TESTS" in check_key(elsewhere).fix
     assert check_key(OracleSpec(base_url="http://127.0.0.1:1/v1", api_key_env="NO_SUCH_KEY_FOR_TESTS")).ok
     assert check_key(OracleSpec()).ok
+
+
+def test_what_comes_next_names_the_home_and_only_what_there_is() -> None:
+    result = {"run_id": "r-1", "exported_rows": 0, "adapter": {"version": 1}}
+    told = terminal.next_steps(result, Placement(home="/my runs", storage="postgresql://me:secretpw@h/db"))
+    assert "--format chat" not in told
+    assert "grpo-ray export r-1 --format adapter --out adapter --home '/my runs' --storage" in told
+    assert "secretpw" not in told
+    bare = terminal.next_steps({**result, "exported_rows": 3}, Placement())
+    assert "grpo-ray export r-1 --format chat --out data\n" in bare
+
+
+def test_a_runs_id_stays_in_one_piece_in_a_narrow_window() -> None:
+    id = "quickstart-20261122-102208-e737"
+    row = {
+        "run": id,
+        "step": 1,
+        "steps": 2,
+        "rollouts": 9,
+        "wanted": "run",
+        "created": "2026-11-22T10:22",
+        "finished": False,
+    }
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(terminal.runs([row]))
+    assert id in capture.get()
