@@ -1,7 +1,7 @@
 """The topology on one screen: which class, how many, on which resources."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from secrets import token_hex
@@ -116,7 +116,6 @@ async def crew(
 @asynccontextmanager
 async def on_stage(config: Config, run: str, base_url: str) -> AsyncIterator[Cast]:
     """Inside, every actor of the run is placed and has loaded what it needs; afterwards all are gone."""
-    preflight(needs(config))
     cast = names(config, run)
     actors = assemble(config, run, base_url, cast)
     try:
@@ -126,11 +125,18 @@ async def on_stage(config: Config, run: str, base_url: str) -> AsyncIterator[Cas
         await dismiss(actors, [cast.coordinator, cast.control, *cast.judges])
 
 
+@contextmanager
+def joined(config: Config) -> Iterator[None]:
+    """Inside, Ray is there and large enough for the run: to be known before the run begins. Raises GrpoRayError."""
+    with connected(config.placement):
+        preflight(needs(config))
+        yield
+
+
 async def run(config: Config, run: str, tasks: TaskSet, base_url: str) -> dict[str, Any]:
-    """Take a run, begun in `placement.storage`, to its end or to where someone says stop.
+    """Take a run, begun in `placement.storage`, to its end or to where someone says stop, on a Ray that is `joined`.
 
     Returns run, step, steps, finished, state_hash. Raises GrpoRayError where a person can help.
     """
-    with connected(config.placement):
-        async with on_stage(config, run, base_url) as cast:
-            return await finished(cast.coordinator, tasks)
+    async with on_stage(config, run, base_url) as cast:
+        return await finished(cast.coordinator, tasks)

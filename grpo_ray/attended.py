@@ -19,24 +19,31 @@ from grpo_ray.recipe import Config
 from grpo_ray.settings import masked
 
 LOOK_S = 0.5
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 @asynccontextmanager
 async def interruptible(archive: Archive, run: str) -> AsyncIterator[None]:
-    """Inside, the first Ctrl-C asks the run to stop at the step's edge; the second drops the step."""
+    """Inside, the first Ctrl-C (or SIGTERM) asks the run to stop at the step's edge; the second drops the step."""
     loop, asking = asyncio.get_running_loop(), []
 
     def interrupted() -> None:
-        loop.remove_signal_handler(signal.SIGINT)
+        _leave(loop)
         print("finishing this step, then stopping (Ctrl-C again drops the step) …", file=sys.stderr)
         asking.append(loop.create_task(archive.want(run, "stop", "Ctrl-C")))
 
-    loop.add_signal_handler(signal.SIGINT, interrupted)
+    for number in ENDING:
+        loop.add_signal_handler(number, interrupted)
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        _leave(loop)
         await asyncio.gather(*asking)
+
+
+def _leave(loop: asyncio.AbstractEventLoop) -> None:
+    for number in ENDING:
+        loop.remove_signal_handler(number)
 
 
 @asynccontextmanager

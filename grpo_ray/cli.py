@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -48,9 +48,6 @@ MaybeRun = Annotated[
 Kind = Literal["run", "template", "rollout", "adapter"]
 Split = Literal["train", "validation", "heldout"]
 HOME, STORAGE = "~/.grpo-ray", "embedded"
-
-
-# ── translating: faults to exit codes, values to output ───────────────────────────────────────────────────────────
 
 
 @contextmanager
@@ -119,9 +116,6 @@ def load(config: Path, sets: list[str] | None) -> "Config":
     return load_config(config, sets or [])
 
 
-# ── making runs ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @app.command()
 def preview(config: File, set: Sets = None) -> None:
     """One group per template, with every evaluation and reward; nothing is trained, nothing is stored."""
@@ -178,12 +172,22 @@ async def _run(
     """Begin or take up a run, conduct it, and say what it came to; however it ends early, how to go on."""
     from grpo_ray import launch
 
-    archive = await launch.open_archive(settings.placement)
-    try:
-        run = await launch.begun(archive, settings, inputs, resume, fork)
-        return await _attend(settings, archive, run, inputs.tasks, f"{again} --resume {run}")
-    finally:
-        await archive.close()
+    with _joined(settings):
+        archive = await launch.open_archive(settings.placement)
+        try:
+            run = await launch.begun(archive, settings, inputs, resume, fork)
+            return await _attend(settings, archive, run, inputs.tasks, f"{again} --resume {run}")
+        finally:
+            await archive.close()
+
+
+def _joined(settings: "Config") -> AbstractContextManager[None]:
+    """Ray, before a run begins: where it can't be joined nothing has started."""
+    if settings.placement.ray == "off":
+        return nullcontext()
+    from actors import cluster
+
+    return cluster.joined(settings)
 
 
 async def _attend(
@@ -205,9 +209,9 @@ async def _attend(
 async def _work(settings: "Config", archive: "Archive", run: str, tasks: "TaskSet", base_url: str) -> None:
     """The run itself: on Ray, or in this process where placement.ray is off."""
     if settings.placement.ray != "off":
-        from actors import cluster
+        from actors.cluster import run as run_on_ray
 
-        await cluster.run(settings, run, tasks, base_url)
+        await run_on_ray(settings, run, tasks, base_url)
         return
     from actors.coordinator import conduct, hold
     from grpo_ray.crew import local_crew
@@ -215,9 +219,6 @@ async def _work(settings: "Config", archive: "Archive", run: str, tasks: "TaskSe
     await hold(archive, run)
     async with local_crew(settings, archive, run, tasks, base_url) as crew:
         await conduct(archive, run, crew)
-
-
-# ── looking and steering ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 @app.command()
@@ -282,9 +283,6 @@ def _steer(verb: str, run: str, as_json: bool, home: str, storage: str) -> None:
         say(answer, as_json, lambda value: terminal.facts(run, value))
 
 
-# ── taking away, examining ────────────────────────────────────────────────────────────────────────────────────────
-
-
 @app.command()
 def export(
     run: Run,
@@ -330,9 +328,6 @@ def evaluate(
 
     with told():
         say(ask(home, storage, examined), as_json, lambda value: terminal.facts("exam", value))
-
-
-# ── the machine and its servers ───────────────────────────────────────────────────────────────────────────────────
 
 
 @app.command()
