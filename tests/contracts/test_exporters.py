@@ -19,12 +19,12 @@ from grpo_ray.types import AdapterBytes, Message, Row
 from mlx_lm.tuner.datasets import load_local_dataset  # isort: skip
 from mlx_lm import utils as mlx_lm_utils  # isort: skip
 
+pytestmark = pytest.mark.process
+
 SPLITS = ("train", "train", "train", "validation", "test")
 HOSTILE = 'nul \x00 quote " \\ line\nbreak \u2028 \x85 half \ud800 snow ☃ {"messages": []}'
 READ = """
 import json, sys, datasets
-
-pytestmark = pytest.mark.process
 found = datasets.load_dataset(sys.argv[1], cache_dir=sys.argv[2])
 print(json.dumps({split: rows.to_list() for split, rows in found.items()}))
 """

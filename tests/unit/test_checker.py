@@ -11,10 +11,11 @@ import pytest
 from grpo_ray.checker import Checker
 from grpo_ray.types import Task
 
+pytestmark = pytest.mark.process
+
 WILD = """
 import os, sys, time
 
-pytestmark = pytest.mark.process
 def verify(answer, task):
     print("noise on stdout", flush=True)
     if answer == "hang":
