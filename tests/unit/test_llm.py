@@ -24,6 +24,8 @@ from grpo_ray.recipe import OracleSpec
 from grpo_ray.storage.memory import MemoryStore
 from grpo_ray.types import Message
 
+pytestmark = pytest.mark.process
+
 ASK = [Message("user", "How good is it?")]
 
 

@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from nano import unseen, wordings
 
+pytestmark = pytest.mark.process
+
 SUM, PRODUCT, WORD = "What is 345 + 678?", "Solve: 43 * 14.", "Spell this word backward: foreknow"
 
 
