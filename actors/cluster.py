@@ -20,6 +20,7 @@ from actors.generator import Generator
 from actors.judge import Judge
 from actors.rate_gate import Gate, RateGate
 from actors.trainer import Trainer
+from grpo_ray.backends import LIGHT
 from grpo_ray.crew import CONTENTS, Contents, open_oracle
 from grpo_ray.protocols import Archive, Crew
 from grpo_ray.recipe import Config, Named
@@ -29,8 +30,6 @@ HEAD = {"node:__internal_head__": 0.001}
 """Where the store is: coordinator, judges, rate gate and control server stay with it."""
 GENERATOR_MLX, TRAINER_MLX = 0.6, 0.4
 """Of a node's {"mlx": 1}: a Mac has one GPU, so it holds a generator and the trainer, but never two generators."""
-LIGHT = ("canned", "openai_compatible")
-"""Backends that load no model and run on any node."""
 
 
 @dataclass(frozen=True, slots=True)

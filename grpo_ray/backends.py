@@ -4,6 +4,9 @@ from grpo_ray.protocols import Generator, Trainer
 from grpo_ray.recipe import Named, Recipe
 from grpo_ray.registry import find
 
+LIGHT = ("canned",)
+"""Backends that load no model, and so run on any node."""
+
 
 def make_generator(recipe: Recipe) -> Generator:
     """The recipe's generator; it loads the model, so call this on the thread where the model shall live."""

@@ -17,6 +17,7 @@ import httpx2
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from grpo_ray.backends import LIGHT
 from grpo_ray.errors import GrpoRayError, MissingError, UnreachableError
 from grpo_ray.launch import load_inputs, open_archive
 from grpo_ray.recipe import Config, OracleSpec, Placement, Recipe
@@ -24,8 +25,6 @@ from grpo_ray.recipe import Config, OracleSpec, Placement, Recipe
 GIB = 1024**3
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PATIENCE_S = 10.0
-LIGHT = ("canned", "openai_compatible")
-"""Backends that load no model."""
 NANO = Path(__file__).parent / "nano"
 
 
