@@ -28,12 +28,13 @@ Choice = Mapping[str, Template]
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """A mean over tasks with its 95 % interval (normal approximation)."""
+    """A mean over tasks with its 95 % interval (normal approximation); `missing` tasks, without a verdict, are left out."""
 
     accuracy: float
     low: float
     high: float
     tasks: int
+    missing: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ async def choose(
         able = [member.template for member in members if fits(member.template, kind)][:finalists]
         pairs = [(template, task) for template in able for task in tasks]
         scores = await examine("validation", pairs, adapter, recipe, crew)
-        means = {t.id: _mean([s.correct for s in scores if s.template_id == t.id]) for t in able}
+        means = {t.id: accuracy([s for s in scores if s.template_id == t.id]).accuracy for t in able}
         chosen[kind] = max(able, key=lambda template: means[template.id])
     return chosen
 
@@ -136,23 +137,24 @@ async def _sit(pairs: Pairs, adapter: Adapter | None, recipe: Recipe, crew: Crew
     ]
 
 
-async def _mark(group: Group | LostGroup, recipe: Recipe, crew: Crew) -> tuple[float, str]:
-    """The verifier's word; where a task has none, the reward that the judges' words come to. Lost is 0."""
+async def _mark(group: Group | LostGroup, recipe: Recipe, crew: Crew) -> tuple[float | None, str]:
+    """The verifier's word, or the reward that the judges' words come to; None: no verdict. No completion at all is 0."""
     if isinstance(group, LostGroup):
         return 0.0, ""
     task, text = group.prompt.task, group.rollouts[0].text
     if task.verifier:
         (verdict,) = await crew.oracle.check(task, [text])
-        return verdict or 0.0, text
+        return verdict, text
     evaluations = await crew.judges.evaluate(-1, group)
-    return score(group, evaluations, recipe).rollouts[0].reward.value or 0.0, text
+    return score(group, evaluations, recipe).rollouts[0].reward.value, text
 
 
 def accuracy(scores: Sequence[Score]) -> Accuracy:
     """Mean over tasks of the mean over their scores, with a 95 % normal interval over tasks."""
     means = list(by_task(scores).values())
     mean, half = _mean(means), _half(means)
-    return Accuracy(mean, max(0.0, mean - half), min(1.0, mean + half), len(means))
+    missing = len({one.task_id for one in scores}) - len(means)
+    return Accuracy(mean, max(0.0, mean - half), min(1.0, mean + half), len(means), missing)
 
 
 def difference(before: Sequence[Score], after: Sequence[Score]) -> tuple[float, float, float]:
@@ -171,10 +173,11 @@ def clearly_worse(before: Sequence[Score], after: Sequence[Score], z: float) -> 
 
 
 def by_task(scores: Sequence[Score]) -> dict[str, float]:
-    """Task id → mean of `correct` over its scores."""
+    """Task id → mean of `correct` over its scores; tasks without a verdict are left out."""
     found: dict[str, list[float]] = {}
     for one in scores:
-        found.setdefault(one.task_id, []).append(one.correct)
+        if one.correct is not None:
+            found.setdefault(one.task_id, []).append(one.correct)
     return {task: fmean(values) for task, values in found.items()}
 
 

@@ -68,6 +68,7 @@ async def status(archive: Archive, run: str | None = None) -> dict[str, Any]:
         "rollouts": row["rollouts"],
         "heldout": heldout(outcome),
         "reward_per_step": [await mean_reward(store, step) for step in range(state.step)],
+        "last_step": await last_step(store, state),
         "best_templates": best_templates(state, outcome),
         "adapter": asdict(state.adapter) if state.adapter else None,
         "exported_rows": len(curation.rows(lessons)),
@@ -92,6 +93,13 @@ def heldout(outcome: Mapping[str, Any] | None) -> dict[str, Any] | None:
 async def mean_reward(store: Store, step: int) -> float | None:
     """The mean over one step's rollouts that have a reward."""
     return reports.reward_per_step([await store.lessons(step, step)])[0]
+
+
+async def last_step(store: Store, state: RunState) -> dict[str, Any] | None:
+    """The metrics of the newest step that is whole (see `reports.step_report`)."""
+    if not state.step:
+        return None
+    return reports.step_report(state.step - 1, await store.lessons(state.step - 1, state.step - 1))
 
 
 def best_templates(state: RunState, outcome: Mapping[str, Any] | None) -> list[dict[str, Any]]:

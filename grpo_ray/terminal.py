@@ -72,7 +72,7 @@ def outcome(result: Mapping[str, Any]) -> RenderableType:
         first, last = number(rewards[0]), number(rewards[-1])
         parts.append(shown(f"mean reward by step  {sparkline(rewards)}  {first} → {last}"))
     if held := result["heldout"]:
-        arms = [(ARMS[arm], held[arm]["accuracy"], _interval(held[arm]), held[arm]["tasks"]) for arm in ARMS]
+        arms = [(ARMS[arm], held[arm]["accuracy"], _interval(held[arm]), _tasks(held[arm])) for arm in ARMS]
         parts.append(table("held-out tasks, temperature 0", ("arm", "accuracy", "95 % interval", "tasks"), arms))
         gaps = [(name, gap["mean"], _interval(gap)) for name, gap in held["paired"].items()]
         parts.append(table("paired differences", ("arms", "difference", "95 % interval"), gaps))
@@ -85,6 +85,11 @@ def _heading(result: Mapping[str, Any]) -> Text:
     line = f"{result['run_id']}: step {result['steps']} of {result['planned_steps']}, {result['rollouts']} rollouts"
     line += f", {result['exported_rows']} rows to export"
     return shown(line if result["finished"] else f"{line}; wanted: {result['wanted']}")
+
+
+def _tasks(one: Mapping[str, Any]) -> str:
+    missing = one.get("missing", 0)
+    return f"{one['tasks']} ({missing} without a verdict)" if missing else str(one["tasks"])
 
 
 def _interval(one: Mapping[str, float]) -> str:

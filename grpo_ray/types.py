@@ -320,5 +320,6 @@ class Score:
     template_id: str
     adapter: str | None
     task_id: str
-    correct: float
+    correct: float | None
+    """0 to 1; None where nobody could say."""
     text: str

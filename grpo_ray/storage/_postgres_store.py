@@ -82,7 +82,7 @@ class PostgresStore(Store):
     async def save_scores(self, split: str, scores: Sequence[Score]) -> None:
         rows = [
             {"run": self.run, "split": split, "template": one.template_id, "adapter": one.adapter}
-            | {"task": one.task_id, "correct": float(one.correct), "text": one.text}
+            | {"task": one.task_id, "correct": one.correct, "text": one.text}
             for one in scores
         ]
         await self.database.transact(lambda session: session.put("save_score", *rows))

@@ -42,11 +42,12 @@ SIMPLE_MIXES = ((("step",), 0.7), (("detailed",), 0.2), (("step", "right"), 0.1)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training example: (role, content) messages, and the assistant's completion.
+    """One training example of a family: (role, content) messages, and the assistant's completion.
 
     The answer can be `seen` where the whole working stands before it; it weighs less in the loss where it cannot.
     """
 
+    family: str
     messages: tuple[tuple[str, str], ...]
     completion: str
     seen: bool
@@ -81,7 +82,7 @@ def draw_sample(rng: random.Random, stage: Stage) -> Sample:
     """Draw a training example of a stage."""
     task = draw_task(rng.choices(tuple(FAMILIES), weights=(4, 3, 3))[0], rng)
     if rng.random() < stage.bare:
-        return Sample((("user", task.question.rpartition(": ")[2]),), completion(task, FULL), True)
+        return Sample(task.family, (("user", task.question.rpartition(": ")[2]),), completion(task, FULL), True)
     mixes = SIMPLE_MIXES if rng.random() < stage.simple else MIXES
     kinds = rng.choices([mix for mix, _ in mixes], weights=[share for _, share in mixes])[0]
     order: Order = "left" if "left" in kinds else "right"
@@ -93,7 +94,8 @@ def draw_sample(rng: random.Random, stage: Stage) -> Sample:
     pulls.append((CONTEXT_WEIGHT * idle, PULLS["vague"][1]))
     messages = arrange(wordings.context(idle, rng), " ".join(sentences), examples, task, rng)
     lines = draw_lines(pulls, rng)
-    return Sample(messages, completion(task, lines, order), lines >= full_length(task) and order == "right")
+    seen = lines >= full_length(task) and order == "right"
+    return Sample(task.family, messages, completion(task, lines, order), seen)
 
 
 def certain(lines: int) -> tuple[float, ...]:

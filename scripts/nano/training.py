@@ -28,8 +28,9 @@ ROUND = 16
 MUON_RATE, ADAM_RATE = 0.01, 2e-3
 LINE_WEIGHT = 3.0
 """What a line's first token weighs in the loss: there it is decided whether to go on working, by how one was asked."""
-GUESS_WEIGHT = 0.2
-"""What an answer weighs in the loss where the working before it is not complete: it can hardly be learned."""
+GUESS_WEIGHTS = {"chain_sum": 0.2, "products": 0.2, "spell_backward": 0.02}
+"""What an answer weighs in the loss where the working before it is not complete. Sums can hardly be learned so; turning a
+word round could, and then nothing would be left for a better prompt to find."""
 Sequence = tuple[list[int], list[float]]
 Batch = tuple[np.ndarray, np.ndarray]
 """Token ids and loss weights, both (sequences, tokens)."""
@@ -68,7 +69,7 @@ def weights_of(sample: Sample) -> list[float]:
     weights = [LINE_WEIGHT if at == 0 or text[at - 1] == "\n" else 1.0 for at in range(len(text) + 1)]
     if not sample.seen:
         answer = text.rindex("Answer: ") + len("Answer: ")
-        weights[answer:-1] = [GUESS_WEIGHT] * (len(text) - answer)
+        weights[answer:-1] = [GUESS_WEIGHTS[sample.family]] * (len(text) - answer)
     return weights
 
 

@@ -196,6 +196,7 @@ def test_scores_replies_and_outcomes_keep_the_first(storage: Opened, run: str) -
     async def main() -> None:
         async with begun(storage, run) as (_, store):
             scores = [Score("t-seed", name, task.id, 1.0, "2") for task in TASKS for name in (None, "aa11")]
+            scores.append(Score("t-child", None, "sum-0", None, "no verdict"))
             await store.save_scores("heldout", scores)
             await store.save_scores("heldout", [Score("t-seed", None, "sum-0", 0.0, "again")])
             assert await store.load_scores("heldout") == scores and await store.load_scores("validation") == []

@@ -17,6 +17,7 @@ from grpo_ray.storage.embedded import remove
 ROOT = Path(__file__).parents[2]
 SMALL = ["steps=3", "splits.train=40", "splits.validation=9", "splits.heldout=12", "plan.tasks=3", "plan.templates=2"]
 SMALL += ["plan.wave=3", "sampling.group_size=4", "sampling.max_tokens=40", "evolution.children=1", "gate.tasks=0"]
+ROLES = ("Generator", "Judge", "Trainer")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -74,21 +75,35 @@ def test_a_run_ends_with_one_object_that_says_what_it_came_to(unbroken: tuple[in
     assert status["heldout"] == result["heldout"]
 
 
+def begun(home: Path, lag: int) -> tuple[subprocess.Popen[str], str]:
+    """A run in a process of its own, and its id, as soon as its first step is saved and its second has begun."""
+    environment = os.environ | {"GRPO_RAY_HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
+    words = command(home, "run", "-c", "configs/quickstart.yaml", "--json", settings=(f"lag={lag}",))
+    before = {one["run"] for one in json.loads(call(home, "runs", "--json").stdout)}
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        return process, wait_for_first_step(home, before, process)
+    except BaseException:
+        process.kill()
+        raise
+
+
+def actors_of(role: str) -> set[int]:
+    """The processes that Ray has named after an actor's class."""
+    table = subprocess.run(["ps", "-eo", "pid=,args="], text=True, capture_output=True, check=True).stdout
+    return {int(line.split()[0]) for line in table.splitlines() if line.split()[1].startswith(f"ray::{role}")}
+
+
 def test_a_killed_run_resumes_to_the_same_state_and_the_same_bytes(
     unbroken: tuple[int, dict[str, Any]], home: Path, tmp_path: Path
 ) -> None:
     lag, expected = unbroken
-    settings = (f"lag={lag}",)
-    environment = os.environ | {"GRPO_RAY_HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
-    words = command(home, "run", "-c", "configs/quickstart.yaml", "--json", settings=settings)
-    before = {one["run"] for one in json.loads(call(home, "runs", "--json").stdout)}
-    victim = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        broken = wait_for_first_step(home, before, victim)
-    finally:
-        victim.send_signal(signal.SIGKILL)
-        victim.wait()
-    resumed = run(home, "--resume", broken, settings=settings)
+    victim, broken = begun(home, lag)
+    victim.kill()
+    victim.communicate()
+    resumed = run(home, "--resume", broken, settings=(f"lag={lag}",))
     assert resumed["run_id"] == broken
     assert resumed["state_hash"] == expected["state_hash"]
     whole, mended = (exported(home, one["run_id"], tmp_path / name) for name, one in (("a", expected), ("b", resumed)))
@@ -96,7 +111,22 @@ def test_a_killed_run_resumes_to_the_same_state_and_the_same_bytes(
     assert whole["train.jsonl"]
 
 
-def wait_for_first_step(home: Path, before: set[str], victim: subprocess.Popen[bytes]) -> str:
+def test_killed_actors_change_neither_the_state_nor_the_bytes(
+    unbroken: tuple[int, dict[str, Any]], home: Path, tmp_path: Path
+) -> None:
+    lag, expected = unbroken
+    strangers = {role: actors_of(role) for role in ROLES}
+    process, name = begun(home, lag)
+    victims = {role: min(actors_of(role) - strangers[role]) for role in ROLES}
+    for victim in victims.values():
+        os.kill(victim, signal.SIGKILL)
+    result = json.loads(process.communicate(timeout=280)[0])
+    assert process.returncode == 0
+    assert result["state_hash"] == expected["state_hash"]
+    assert exported(home, name, tmp_path / "a") == exported(home, expected["run_id"], tmp_path / "b")
+
+
+def wait_for_first_step(home: Path, before: set[str], victim: subprocess.Popen[str]) -> str:
     """The new run's id, as soon as its first step is saved and its second has begun."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:

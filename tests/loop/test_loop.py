@@ -1,20 +1,20 @@
 """The real loop and exams over canned backends: what comes out depends on the recipe, and on nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import pytest
 from little import stage
 
 from actors.coordinator import conduct
-from grpo_ray import loop
+from grpo_ray import exam, loop
 from grpo_ray.canonical import digest
 from grpo_ray.crew import StoreControl
 from grpo_ray.errors import UnreachableError
 from grpo_ray.protocols import Archive, Generators
 from grpo_ray.recipe import Named, RunState
-from grpo_ray.types import Adapter, Group, LostGroup, ScoredGroup, Wave
+from grpo_ray.types import Adapter, Group, LostGroup, Score, ScoredGroup, Task, Wave
 
 LAGS = pytest.mark.parametrize("lag", [0, 1, 2])
 
@@ -170,6 +170,34 @@ def test_a_finished_run_has_an_outcome_on_held_out_tasks() -> None:
     assert kept["both"]["tasks"] == len(stage.TASKS.heldout)
     assert 0 <= kept["start_best"]["accuracy"] <= 1
     assert set(kept["seconds"]) == {"steps", "outcome"}
+
+
+SILENT = stage.TASKS.heldout[:2]
+
+
+class Tonguetied(stage.CheckingOracle):
+    """Has no verdict on some tasks."""
+
+    async def check(self, task: Task, answers: Sequence[str]) -> list[float | None]:
+        return [None] * len(answers) if task in SILENT else await super().check(task, answers)
+
+
+def test_an_exam_leaves_out_what_nobody_could_judge() -> None:
+    async def scores() -> tuple[list[Score], list[Score]]:
+        state = stage.beginning(stage.recipe())
+        archive = await stage.archive_with(state)
+        async with stage.crew_over(archive, state) as whole:
+            crew = replace(whole, oracle=Tonguetied())
+            pairs = [(stage.TEMPLATES[0], task) for task in stage.TASKS.heldout]
+            first = await exam.examine("heldout", pairs, None, state.recipe, crew)
+            return first, await exam.examine("heldout", pairs, None, state.recipe, crew)
+
+    first, again = asyncio.run(scores())
+    found = exam.accuracy(first)
+    assert again == first
+    assert (found.tasks, found.missing) == (len(stage.TASKS.heldout) - 2, 2)
+    assert {one.task_id for one in first if one.correct is None} == {task.id for task in SILENT}
+    assert set(exam.by_task(first)) == {task.id for task in stage.TASKS.heldout[2:]}
 
 
 class Faltering:
