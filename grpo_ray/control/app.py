@@ -65,14 +65,16 @@ async def health(_: Request) -> JSONResponse:
 def read_token(home: str | Path) -> str:
     """The bearer token of the control server, made on first use in a file that only its owner can read.
 
-    Raises ConfigError when others can read the file, or it is empty.
+    Raises ConfigError when others can read the file, it is empty, or it can't be made.
     """
     path = Path(home).expanduser() / TOKEN_FILE
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return _kept(path)
+    except OSError as fault:
+        raise ConfigError(f"can't make {path}: {fault.strerror}; choose another placement.home") from fault
     token = secrets.token_urlsafe(32)
     with os.fdopen(handle, "w") as file:
         file.write(token + "\n")

@@ -31,17 +31,16 @@ def load_tasks(
     A task without an answer has no verifier. Raises ConfigError that lists every broken line.
     """
     tasks: list[Task] = []
-    problems: list[str] = []
+    problems: dict[str, list[int]] = {}
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
             tasks.append(_task(line, question, answer, task_type, verifier))
         except ValueError as fault:
-            problems.append(f"{path}:{number}: {fault}")
+            problems.setdefault(str(fault), []).append(number)
     if problems:
-        more = [f"… and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise ConfigError("\n".join(problems[:SHOWN] + more))
+        raise ConfigError("\n".join(_report(path, problems)))
     if not tasks:
         raise ConfigError(f"{path} holds no tasks; write one JSON object a line, such as {{{question!r}: …}}")
     return tuple(tasks)
@@ -68,6 +67,15 @@ def number(text: str) -> Fraction | None:
     if len(joined) > LONGEST or not _NUMBER.fullmatch(joined):
         return None
     return Fraction(joined)
+
+
+def _report(path: str, problems: dict[str, list[int]]) -> list[str]:
+    """One line a problem, with the first line it is found in; as many as SHOWN."""
+    told = [
+        f"{path}:{numbers[0]}: {fault}" + (f" (and {len(numbers) - 1} more such lines)" if numbers[1:] else "")
+        for fault, numbers in problems.items()
+    ]
+    return told[:SHOWN] + ([f"… and {len(told) - SHOWN} more"] if len(told) > SHOWN else [])
 
 
 def _lines(path: str) -> list[str]:

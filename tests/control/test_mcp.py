@@ -156,6 +156,8 @@ def test_the_token_is_made_once_and_for_the_owner_alone(tmp_path: Path) -> None:
     (home / TOKEN_FILE).chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         read_token(home)
+    with pytest.raises(ConfigError, match=r"choose another placement\.home"):
+        read_token(home / TOKEN_FILE / "inside")
 
 
 def test_a_port_that_is_taken_is_named() -> None:

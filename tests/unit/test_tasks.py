@@ -92,8 +92,11 @@ def test_every_broken_line_is_listed_with_its_number(tmp_path: Path) -> None:
 
 
 def test_many_broken_lines_are_counted(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="and 30 more"):
+    """The same problem is told once; of many different ones, the first."""
+    with pytest.raises(ConfigError, match=r"t\.jsonl:1: not JSON: .* \(and 49 more such lines\)$"):
         jsonl.load_tasks(path=write(tmp_path / "t.jsonl", *["{"] * 50))
+    with pytest.raises(ConfigError, match=r"and 30 more$"):
+        jsonl.load_tasks(path=write(tmp_path / "u.jsonl", *[f'{{"text{n}": 1}}' for n in range(50)]))
 
 
 def test_files_that_hold_nothing_or_cannot_be_read_are_named(tmp_path: Path) -> None:
