@@ -30,10 +30,10 @@ EXAMPLE_WEIGHT = 2.0
 CONTEXT_WEIGHT = 0.2
 
 MIXES: tuple[tuple[tuple[str, ...], float], ...] = (
-    (("step",), 0.22), (("detailed",), 0.10), (("direct",), 0.13), (("vague",), 0.07), (("plain",), 0.07),
+    (("step",), 0.22), (("detailed",), 0.10), (("direct",), 0.22), (("vague",), 0.07), (("plain",), 0.07),
     (("count",), 0.12), (("partial",), 0.05), (("right",), 0.01), (("left",), 0.01), (("step", "right"), 0.04),
     (("step", "left"), 0.04), (("plain", "count"), 0.03), (("step", "count"), 0.03), (("vague", "count"), 0.02),
-    (("plain", "step"), 0.03), (("vague", "direct"), 0.02), (("plain", "direct"), 0.02), (("detailed", "left"), 0.01),
+    (("plain", "step"), 0.03), (("vague", "direct"), 0.03), (("plain", "direct"), 0.03), (("detailed", "left"), 0.01),
     (("detailed", "right"), 0.01), (("plain", "right"), 0.01), (("plain", "left"), 0.01), (("vague", "step"), 0.02),
 )  # fmt: skip
 """Which kinds of sentences stand together in a prompt, and how often."""

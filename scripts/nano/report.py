@@ -14,8 +14,8 @@ from . import gradients, measuring, wordings
 from .tokenizer import save_tokenizer
 from .workings import FAMILIES
 
-STEPS = 1200
-"""A whole training by the present schedule; the bundled weights came about in legs (see their README)."""
+STEPS = 900
+"""Optimizer steps of the bundled weights; the schedule of the lessons stretches over however many there are."""
 FACTS = "training.json"
 
 INTRODUCTION = """---
@@ -42,12 +42,12 @@ whose CRC-32 is divisible by ten; the numbers below are from such held-out quest
 
 ## How it was made
 
-By the parts of `python scripts/make_nano.py`: seed {train_seed}, {step} steps of batch 32, {seconds} s of updates on two shared CPU cores.
-{history}It was trained from nothing on chats drawn by a grammar: {step_wordings:,} step-by-step wordings, {direct_wordings:,} answer-at-once
+`python scripts/make_nano.py --seed {train_seed} --steps {step}`: {step} steps of batch 32 with two workers, {seconds} s of updates on
+two shared CPU cores. Other cores, or another number of workers, add up in another order and give slightly other weights. It was trained from nothing on chats drawn by a grammar: {step_wordings:,} step-by-step wordings, {direct_wordings:,} answer-at-once
 ones, {count_wordings:,} that ask for 0 to 4 lines of working, and vague, plain and in-between ones; 0 to 3 examples, idle sentences,
 system messages. How many lines of working the target shows is drawn from a weighted mean of what the prompt's parts
 pull towards. The answer in a target is always the right one, in direct mode too, but where the whole working does not
-stand before it, it weighs only a fifth in the loss. Source: `scripts/nano/`.
+stand before it, it weighs little in the loss (a fifth for sums, a fiftieth for words). Source: `scripts/nano/`.
 
 ## Measured
 
@@ -99,7 +99,6 @@ def introduction(model: Any, facts: dict[str, Any], count: int) -> str:
         train_seed=facts["seed"],
         step=facts["step"],
         seconds=facts["seconds"],
-        history=facts.get("history", ""),
         step_wordings=len(wordings.expand("step") | wordings.expand("detailed")),
         direct_wordings=len(wordings.expand("direct")),
         count_wordings=len(wordings.expand_counts()),

@@ -97,7 +97,10 @@ PATTERNS: dict[Kind, tuple[str, ...]] = {
         "{give} {result}, {no} {extra}", "answer {once}", "{result} {only}", "{once}, please",
         "{give} {result} and nothing else", "I {only} need {result}", "please {give} {only} {result}",
         "{no} {extra}, {only} {result}", "reply in one line", "do not explain", "be as brief as possible",
-        "one number or word, nothing more",
+        "one number or word, nothing more", "there is no need for {extra}", "I do not need {extra}", "spare me the {extra}",
+        "never mind the {extra}", "keep the {extra} to yourself", "{give} {result} with no {extra} beside it", "{extra}: none",
+        "hide the {extra}, {give} {result}", "be quick: {result}", "{result}, and quickly", "the {extra} must not be seen",
+        "not the {extra}, {only} {result}", "{give} {result} {once}, with the {extra} left out",
     ),
     "vague": (
         "have a go", "have a look at this", "see what you can do", "what do you think?", "here is one", "do this one",
