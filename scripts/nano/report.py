@@ -14,7 +14,7 @@ from . import gradients, measuring, wordings
 from .tokenizer import save_tokenizer
 from .workings import FAMILIES
 
-STEPS = 900
+STEPS = 750
 """Optimizer steps of the bundled weights; the schedule of the lessons stretches over however many there are."""
 FACTS = "training.json"
 
