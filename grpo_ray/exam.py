@@ -5,7 +5,7 @@ Splits keep their meaning: validation chooses templates and gates adapters, held
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from math import sqrt
 from statistics import fmean, stdev
 
@@ -123,8 +123,7 @@ async def examine(split: str, pairs: Pairs, adapter: Adapter | None, recipe: Rec
 
 
 async def _sit(pairs: Pairs, adapter: Adapter | None, recipe: Recipe, crew: Crew) -> list[Score]:
-    spec = recipe.sampling
-    sampling = Sampling(group_size=1, temperature=0.0, max_tokens=spec.max_tokens, slots=spec.slots, seed=recipe.seed)
+    sampling = Sampling(**asdict(replace(recipe.sampling, group_size=1, temperature=0.0)), seed=recipe.seed)
     prompts = [render(template, task, "exam") for template, task in pairs]
     wave = Wave(short("w", [prompt.id for prompt in prompts], "exam"), tuple(prompts), sampling)
     groups = {group.prompt.id: group async for group in crew.generators.sample(wave, adapter)}

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from grpo_ray import exam, prompting, registry, splits
+from grpo_ray.backends import untrainable
 from grpo_ray.canonical import plain
 from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, RecipeChanged
 from grpo_ray.operations import which
@@ -36,7 +37,7 @@ class Inputs:
 
 def load_inputs(config: Config) -> Inputs:
     """Read what the recipe names. Raises ConfigError listing every problem; nothing has started then."""
-    recipe, problems = config.recipe, []
+    recipe, problems = config.recipe, list(untrainable(config.recipe))
     templates: tuple[Template, ...] = ()
     tasks = TaskSet((), (), ())
     try:

@@ -47,6 +47,9 @@ class SamplingSpec:
     top_k: int = 0
     max_tokens: int = 128
     slots: int = 32
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

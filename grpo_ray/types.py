@@ -110,6 +110,12 @@ class Sampling:
     slots: int = 32
     """Sequences decoded at once; part of what the numbers depend on, so it is fixed for a run."""
     seed: int = 0
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest are left out; 0 leaves out none."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens that the prompt or the completion holds less likely (arXiv 1909.05858); 1 is off."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion; its text ends before the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +135,12 @@ class Rollout:
     index: int
     text: str
     token_ids: tuple[int, ...]
-    """With the end-of-sequence token, when one was sampled."""
+    """With the end-of-sequence token, when one was sampled; empty where an endpoint doesn't tell."""
     logprobs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
     seed: int
+    model_logprobs: tuple[float, ...] = ()
+    """The same tokens under the bare model: temperature 1, no penalty, no filters. Empty where nobody kept them."""
 
 
 @dataclass(frozen=True, slots=True)

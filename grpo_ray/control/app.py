@@ -74,7 +74,7 @@ def read_token(home: str | Path) -> str:
     except FileExistsError:
         return _kept(path)
     except OSError as fault:
-        raise ConfigError(f"can't make {path}: {fault.strerror}; choose another placement.home") from fault
+        raise ConfigError(f"can't write in {path.parent}: {fault.strerror}; choose another home folder") from fault
     token = secrets.token_urlsafe(32)
     with os.fdopen(handle, "w") as file:
         file.write(token + "\n")

@@ -109,7 +109,7 @@ def rollout_rows(run: str, group: Group) -> list[Row]:
     return [
         {"run": run, "id": one.id, "group": group.id, "index": one.index, "text": one.text, "seed": one.seed}
         | {"token_ids": list(one.token_ids), "logprobs": [float(value) for value in one.logprobs]}
-        | {"finish_reason": one.finish_reason}
+        | {"model_logprobs": [float(value) for value in one.model_logprobs], "finish_reason": one.finish_reason}
         for one in group.rollouts
     ]
 
@@ -146,6 +146,7 @@ def _rollout_of(row: Row) -> Rollout:
         logprobs=tuple(row["logprobs"]),
         finish_reason=row["finish_reason"],
         seed=int(row["seed"]),
+        model_logprobs=tuple(row["model_logprobs"]),
     )
 
 

@@ -57,8 +57,9 @@ ON CONFLICT DO NOTHING RETURNING id;
 
 -- name: save_rollout
 -- Only after save_group gave a row, so there is no conflict to mind.
-INSERT INTO rollout (run, id, sample_group, index, text, token_ids, logprobs, finish_reason, seed)
-VALUES (%(run)s, %(id)s, %(group)s, %(index)s, %(text)s, %(token_ids)s, %(logprobs)s, %(finish_reason)s, %(seed)s);
+INSERT INTO rollout (run, id, sample_group, index, text, token_ids, logprobs, finish_reason, seed, model_logprobs)
+VALUES (%(run)s, %(id)s, %(group)s, %(index)s, %(text)s, %(token_ids)s, %(logprobs)s, %(finish_reason)s, %(seed)s,
+    %(model_logprobs)s);
 
 -- name: begin_scoring
 -- The row's lock decides between two writers; only the first gets the row back.
@@ -110,7 +111,7 @@ ORDER BY g.step, g.id COLLATE "C";
 
 -- name: rollouts
 -- In the order in which they were drawn.
-SELECT id, sample_group, index, text, token_ids, logprobs, finish_reason, seed FROM rollout
+SELECT id, sample_group, index, text, token_ids, logprobs, finish_reason, seed, model_logprobs FROM rollout
 WHERE run = %(run)s AND sample_group = ANY(%(ids)s) ORDER BY position;
 
 -- name: evaluations

@@ -80,17 +80,22 @@ def state(run: str, step: int = 0, adapter: Adapter | None = None, *more: Templa
     return RunState(run, step, RECIPE, living, adapter, (Policy(living, adapter),))
 
 
+def bare(index: int) -> tuple[float, ...]:
+    """Log-probabilities under the bare model, kept for some rollouts only."""
+    return (-0.3, -2.5e-7, -(0.1 + 0.7)) if index else ()
+
+
 def group(
     name: str = "0", template: str = "t-seed", adapter: str | None = None, texts: tuple[str, ...] = ("2", "3")
 ) -> Group:
     task = TASKS[sum(map(ord, name)) % len(TASKS)]
     messages = (Message("system", "You are exact."), Message("user", f"Answer. {task.question}"))
     rollouts = tuple(
-        Rollout(f"r-{name}-{i}", i, text, (5, i, 2), (-0.1, -1.25e-7, -(0.1 + 0.2)), "stop", 2**40 + i)
+        Rollout(f"r-{name}-{i}", i, text, (5, i, 2), (-0.1, -1.25e-7, -(0.1 + 0.2)), "stop", 2**40 + i, bare(i))
         for i, text in enumerate(texts)
     )
     prompt = Prompt(f"p-{name}", template, task, messages)
-    sampling = Sampling(group_size=len(texts), temperature=0.7, top_p=0.95, seed=7)
+    sampling = Sampling(group_size=len(texts), temperature=0.7, top_p=0.95, seed=7, min_p=0.1, stop=("END",))
     return Group(f"g-{name}", prompt, rollouts, (1, 2, 3), sampling, "bundled:nano", adapter, seconds=0.25)
 
 

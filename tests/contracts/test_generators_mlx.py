@@ -9,7 +9,9 @@ from tiny_model import make_tiny_model
 from grpo_ray import mlx_model
 from grpo_ray.canonical import short
 from grpo_ray.errors import MissingError
-from grpo_ray.generators.mlx import MlxGenerator, draw, encode, make_generator, rollout_seed
+from grpo_ray.generators._names import rollout_seed
+from grpo_ray.generators._speech import Speech, encode
+from grpo_ray.generators.mlx import MlxGenerator, make_generator
 from grpo_ray.mlx_model import Lora, mx
 from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Message, Prompt, Sampling, Task, Wave
 
@@ -117,6 +119,18 @@ def test_what_shares_a_batch_does_not_choose_tokens(generator, slots):
             assert np.allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
 
 
+@pytest.mark.parametrize(("slots", "prefill"), [(1, 512), (64, 60), (64, 512)])
+def test_prompts_read_together_are_read_as_if_alone(folder, slots, prefill):
+    """Of lengths from 18 to 60 tokens; with a group size of 1 they share batches."""
+    expected = by_prompt(sample(make_generator(model=folder), wave_of(*TEXTS, group_size=1, slots=1)))
+    together = sample(make_generator(model=folder, prefill=prefill), wave_of(*TEXTS, group_size=1, slots=slots))
+    assert len(together) == len(TEXTS)
+    for group in together:
+        (ours,), (alone,) = group.rollouts, expected[group.prompt.id].rollouts
+        assert ours.token_ids == alone.token_ids
+        assert np.allclose(ours.logprobs, alone.logprobs, atol=1e-4)
+
+
 def test_prompts_that_begin_alike_are_read_as_if_alone(generator):
     texts = [f"Work through the sum below, digit by digit, then answer: {sum_}" for sum_ in ("1+1", "1+12", "77+3")]
     together = by_prompt(sample(generator, wave_of(*texts, slots=1)))
@@ -194,9 +208,94 @@ def test_log_probabilities_under_an_adapter(generator, folder):
 
 def test_an_adapter_of_another_model_is_refused(generator, tmp_path):
     other = make_tiny_model(tmp_path / "other", hidden_size=64)
-    with pytest.raises(MissingError, match="does not fit"):
-        sample(generator, wave_of("one"), *some_adapter(other, 4, Lora(rank=4)))
+    (lost,) = sample(generator, wave_of("one"), *some_adapter(other, 4, Lora(rank=4)))
+    assert isinstance(lost, LostGroup) and "h4" in lost.reason and "does not fit" in lost.reason
     assert isinstance(sample(generator, wave_of("one"))[0], Group)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not safetensors", b"\xff" * 64])
+def test_a_missing_or_broken_adapter_loses_its_groups(generator, content):
+    sample(generator, wave_of("one"))
+    broken = content if content is None else AdapterBytes(content, b"")
+    lost = sample(generator, wave_of("one", "two"), Adapter("broken-1", 1, None, 0), broken)
+    assert len(lost) == 2 and all(isinstance(group, LostGroup) and "broken-1" in group.reason for group in lost)
+    assert isinstance(sample(generator, wave_of("one"))[0], Group)
+
+
+def test_half_an_adapter_loses_its_groups(generator, folder):
+    adapter, content = some_adapter(folder, 8, Lora(rank=4))
+    half = AdapterBytes(content.weights[: len(content.weights) // 2], b"")
+    (lost,) = sample(generator, wave_of("one"), adapter, half)
+    assert isinstance(lost, LostGroup) and adapter.hash in lost.reason
+    (group,) = sample(generator, wave_of("one"), adapter, content)
+    assert isinstance(group, Group) and group.adapter == adapter.hash
+
+
+def test_stop_sequences_end_the_text_and_keep_the_tokens(generator):
+    free = by_prompt(sample(generator, wave_of(*TEXTS, temperature=2.0, max_tokens=60)))
+    held = by_prompt(sample(generator, wave_of(*TEXTS, temperature=2.0, max_tokens=60, stop=("e", "No"))))
+    cut = 0
+    for name, group in held.items():
+        for ours, whole in zip(group.rollouts, free[name].rollouts, strict=True):
+            length = len(ours.token_ids)
+            assert ours.token_ids == whole.token_ids[:length]
+            assert np.allclose(ours.logprobs, whole.logprobs[:length], atol=1e-4)
+            assert "e" not in ours.text and "No" not in ours.text
+            spoken = generator.model.tokenizer.decode(list(ours.token_ids), skip_special_tokens=True)
+            if spoken.endswith(("e", "No")):
+                cut += 1
+                assert ours.finish_reason == "stop" and spoken.startswith(ours.text)
+                assert len(spoken) - len(ours.text) in (1, 2)
+            else:
+                assert (ours.finish_reason, ours.token_ids) == (whole.finish_reason, whole.token_ids)
+    assert cut
+
+
+@pytest.mark.parametrize(
+    "changes", [{"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.7, "min_p": 0.05}, {"repetition_penalty": 1.5}]
+)
+def test_model_log_probabilities_are_the_bare_ones(generator, changes):
+    plain = replace(SAMPLING, temperature=1.0)
+    for group in sample(generator, wave_of(*TEXTS, **changes)):
+        for rollout in group.rollouts:
+            bare = scores_of(generator, replace(group, sampling=plain), rollout)
+            assert np.allclose(rollout.model_logprobs, bare, atol=1e-4)
+            assert not np.allclose(rollout.logprobs, bare, atol=1e-4)
+
+
+def test_a_repetition_penalty_sees_prompt_and_completion(generator):
+    """Every greedy token follows from one plain pass and the penalty as its paper has it (arXiv 1909.05858)."""
+    penalty = 1.7
+    for group in sample(generator, wave_of(*TEXTS, temperature=0.0, group_size=2, repetition_penalty=penalty)):
+        tokens = list(group.prompt_token_ids)
+        for token in group.rollouts[0].token_ids:
+            logits = np.array(generator.model.network(mx.array([tokens]))[0, -1], np.float64)
+            held = sorted(set(tokens))
+            logits[held] = np.where(logits[held] > 0, logits[held] / penalty, logits[held] * penalty)
+            assert token == logits.argmax()
+            tokens.append(token)
+
+
+def test_a_template_without_a_system_role_gets_it_in_the_user_turn(tmp_path):
+    generator = make_generator(model=make_tiny_model(tmp_path / "tiny"))
+    tokenizer = generator.model.tokenizer
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{{ '<s>' + m['role'] + ' ' + m['content'] + '</s>' }}{% endfor %}<s>"
+    )
+    prompt = prompt_of("hi", Message("system", "be kind"))
+    assert tokenizer.decode(encode(generator.model, prompt.messages)) == "<s>user be kind\n\nhi</s><s>"
+    (group,) = sample(generator, Wave("w", (prompt,), SAMPLING))
+    assert isinstance(group, Group)
+
+
+def test_thinking_marks_stay_in_the_text(tmp_path):
+    generator = make_generator(model=make_tiny_model(tmp_path / "tiny"))
+    tokenizer = generator.model.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    wrapped = replace(generator.model, tokenizer=type(tokenizer)(tokenizer._tokenizer, eos_token_ids=[3]))
+    tokens = [*tokenizer.encode("<think>2+2</think>4", add_special_tokens=False), 3]
+    assert Speech(wrapped, ()).text(tokens) == "<think>2+2</think>4"
 
 
 def test_a_ruined_adapter_loses_its_groups(generator, folder):
@@ -215,39 +314,6 @@ def test_a_model_with_sliding_windows_decodes_as_in_one_pass(tmp_path):
     for group in sample(generator, wave_of(*TEXTS)):
         for rollout in group.rollouts:
             assert np.allclose(rollout.logprobs, scores_of(generator, group, rollout), atol=1e-4)
-
-
-def test_draw_keeps_to_the_distribution():
-    """20,000 rows of one distribution: every share within five standard errors."""
-    logits = np.array([2.0, 1.0, 0.0, -1.0, -2.0], np.float32)
-    keys = mx.random.split(mx.random.key(0), 20_000)
-    tokens, logprobs = draw(mx.array(np.tile(logits, (20_000, 1))), keys, Sampling(temperature=0.5))
-    shares = np.exp(logits / 0.5) / np.exp(logits / 0.5).sum()
-    counted = np.bincount(np.array(tokens), minlength=5) / 20_000
-    assert np.all(np.abs(counted - shares) < 5 * np.sqrt(shares * (1 - shares) / 20_000) + 1e-9)
-    assert np.allclose(np.array(logprobs), np.log(shares)[np.array(tokens)], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("settings", "kept"), [({"top_k": 2}, 2), ({"top_p": 0.7}, 2), ({"top_p": 0.6}, 1), ({"top_k": 3, "top_p": 0.9}, 2)]
-)
-def test_filters_keep_the_likeliest_and_their_log_probabilities(settings, kept):
-    """Shares 0.64, 0.24, 0.09, 0.03 …; of the first three alone 0.67, 0.24, 0.09."""
-    logits = np.array([0.0, 2.0, 1.0, -1.0, -2.0], np.float32)
-    keys = mx.random.split(mx.random.key(1), 2_000)
-    tokens, logprobs = draw(mx.array(np.tile(logits, (2_000, 1))), keys, Sampling(**settings))
-    order = np.argsort(-logits)[:kept]
-    assert set(np.array(tokens).tolist()) == set(order.tolist())
-    shares = np.full(5, np.nan)
-    shares[order] = np.exp(logits[order]) / np.exp(logits[order]).sum()
-    assert np.allclose(np.array(logprobs), np.log(shares)[np.array(tokens)], atol=1e-5)
-
-
-def test_draw_does_not_see_the_other_rows():
-    logits, keys = mx.random.normal((6, 9), key=mx.random.key(2)), mx.random.split(mx.random.key(3), 6)
-    tokens, _ = draw(logits, keys, Sampling())
-    some, _ = draw(logits[mx.array([4, 1])], keys[mx.array([4, 1])], Sampling())
-    assert some.tolist() == [tokens.tolist()[4], tokens.tolist()[1]]
 
 
 def test_a_missing_model_says_what_to_do(tmp_path):

@@ -156,7 +156,7 @@ def test_the_token_is_made_once_and_for_the_owner_alone(tmp_path: Path) -> None:
     (home / TOKEN_FILE).chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         read_token(home)
-    with pytest.raises(ConfigError, match=r"choose another placement\.home"):
+    with pytest.raises(ConfigError, match="choose another home folder"):
         read_token(home / TOKEN_FILE / "inside")
 
 

@@ -47,6 +47,8 @@ def test_format_wants_a_marked_answer_and_an_end(text: str, finish: str, value: 
         ("**Answer:** 42", "42"),
         ("Answer:\n\n  $7$\n", "7"),
         ("thinking\n\n  12 \n\n", "12"),
+        ("<think>Answer: 3? No.</think>\nIt is 4.", "It is 4."),
+        ("<think>7?</think>Answer: 8", "8"),
         ("ANSWER: yes", "yes"),
         ("", ""),
         ("Answer:", ""),
