@@ -34,6 +34,15 @@ def group_relative(rewards: Sequence[float | None]) -> tuple[float, ...]:
     return tuple(0.0 if reward is None else (reward - mean) / scale for reward in rewards)
 
 
+def leave_one_out(rewards: Sequence[float | None]) -> tuple[float, ...]:
+    """A_i = r_i − mean of the others' rewards (RLOO, arXiv 2402.14740); missing and lone rewards as `group_relative`."""
+    known = [reward for reward in rewards if reward is not None]
+    if len(known) < 2:
+        return (0.0,) * len(rewards)
+    mean, stretch = fmean(known), len(known) / (len(known) - 1)
+    return tuple(0.0 if reward is None else stretch * (reward - mean) for reward in rewards)
+
+
 def template_relative(groups: Sequence[ScoredGroup]) -> dict[str, list[float]]:
     """Template id → one number for each task it met: its mean reward there minus the mean of the others'.
 

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from grpo_ray.canonical import canonical
-from grpo_ray.errors import MissingError, UnreachableError
+from grpo_ray.errors import ConfigError, MissingError, UnreachableError
 
 
 def _preload_blas() -> str:
@@ -47,16 +47,19 @@ BLAS = _preload_blas()
 _setrlimit, resource.setrlimit = resource.setrlimit, _keep_hard_limit
 try:
     import mlx.core as mx
-    from mlx.utils import tree_flatten
+    from mlx.utils import tree_flatten, tree_unflatten
     from mlx_lm import load as load_with_mlx_lm
     from mlx_lm.tokenizer_utils import TokenizerWrapper
-    from mlx_lm.tuner.utils import linear_to_lora_layers, remove_lora_layers
+    from mlx_lm.tuner.utils import linear_to_lora_layers
 finally:
     resource.setrlimit = _setrlimit
 
 _here = threading.local()
 """`loads`: models loaded on this thread and not released yet."""
 BUNDLED = {"bundled:nano": Path(__file__).parent / "nano"}
+Kind = Literal["lora", "dora"]
+LEAVES: Mapping[Kind, tuple[str, ...]] = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "m")}
+"""What is trained of a wrapped layer: DoRA (arXiv 2402.09353) learns its rows' magnitudes, `m`, too."""
 DTYPES: Mapping[mx.Dtype, tuple[str, Any]] = {
     mx.float32: ("F32", np.float32),
     mx.float16: ("F16", np.float16),
@@ -76,20 +79,26 @@ class Lora:
     keys: tuple[str, ...] | None = None
     """Paths inside a block, e.g. `self_attn.q_proj`; None: every linear layer."""
     num_layers: int = -1
+    kind: Kind = "lora"
+
+    def __post_init__(self) -> None:
+        if self.kind not in LEAVES:
+            raise ConfigError(f"kind is {self.kind!r}: it must be one of {', '.join(LEAVES)}")
 
     def config(self) -> dict[str, Any]:
         """What mlx-lm keeps in adapter_config.json."""
         parameters: dict[str, Any] = {"rank": self.rank, "scale": self.scale, "dropout": self.dropout}
         if self.keys is not None:
             parameters["keys"] = list(self.keys)
-        return {"fine_tune_type": "lora", "num_layers": self.num_layers, "lora_parameters": parameters}
+        return {"fine_tune_type": self.kind, "num_layers": self.num_layers, "lora_parameters": parameters}
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Lora":
         """The way back from `config()`."""
         parameters = dict(config["lora_parameters"])
         keys = parameters.pop("keys", None)
-        return cls(**parameters, keys=None if keys is None else tuple(keys), num_layers=config["num_layers"])
+        keys = None if keys is None else tuple(keys)
+        return cls(**parameters, keys=keys, num_layers=config["num_layers"], kind=config["fine_tune_type"])
 
 
 @dataclass(slots=True)
@@ -154,7 +163,7 @@ def wrap(model: Model, lora: Lora) -> None:
     """
     unwrap(model)
     config = lora.config()
-    linear_to_lora_layers(model.network, lora.num_layers, config["lora_parameters"])
+    linear_to_lora_layers(model.network, lora.num_layers, config["lora_parameters"], use_dora=lora.kind == "dora")
     model.network.train(model.network.training)  # new layers come in training mode, whatever the model's is
     mx.eval(model.network.parameters())
     model.lora = lora
@@ -163,8 +172,20 @@ def wrap(model: Model, lora: Lora) -> None:
 def unwrap(model: Model) -> None:
     """Back to the bare base model."""
     if model.lora is not None:
-        remove_lora_layers(model.network)
+        bare = [(name, _base(module)) for name, module in model.network.named_modules() if "lora_a" in module]
+        model.network.update_modules(tree_unflatten(bare))
     model.lora = None
+
+
+def _base(module: Any) -> Any:
+    return module.linear if "linear" in module else module.embedding
+
+
+def unfreeze(module: Any) -> None:
+    """Let a wrapped layer's own weights, and only those, be trained."""
+    if "lora_a" in module:
+        kind: Kind = "dora" if "m" in module else "lora"
+        module.unfreeze(keys=list(LEAVES[kind]), recurse=False)
 
 
 def swap(model: Model, weights: bytes | None) -> None:
@@ -187,8 +208,10 @@ def swap(model: Model, weights: bytes | None) -> None:
 
 def adapter_weights(model: Model) -> dict[str, mx.array]:
     """The LoRA weights by mlx-lm's own names, sorted."""
+    assert model.lora is not None
     leaves: Any = tree_flatten(model.network.parameters())
-    return dict(sorted((name, array) for name, array in leaves if name.rsplit(".", 1)[-1] in ("lora_a", "lora_b")))
+    ours = LEAVES[model.lora.kind]
+    return dict(sorted((name, array) for name, array in leaves if name.rsplit(".", 1)[-1] in ours))
 
 
 def adapter_bytes(model: Model) -> bytes:

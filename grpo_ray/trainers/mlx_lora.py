@@ -1,129 +1,188 @@
-"""GRPO on LoRA weights with MLX: one update from a step's lessons, the same bytes for the same arguments.
+"""GRPO and its kin on LoRA weights with MLX: one update from a step's lessons, the same bytes for the same arguments.
 
-A group is trained, not its sequences: the prompt's keys and values are computed once, with gradient, and shared by the
-group's completions. Everything an update starts from comes in with it (weights, Adam's moments and step count), so
-a restarted trainer, or a repeated update, does the same.
+A group is trained, not its sequences (see _pupil.py). Everything an update starts from comes in with it (weights, Adam's
+moments and step count), so a restarted trainer, or a repeated update, does the same.
 """
 
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_ray import mlx_model
 from grpo_ray.canonical import rng
-from grpo_ray.mlx_model import Lora, mx, numbers
+from grpo_ray.errors import ConfigError
+from grpo_ray.mlx_model import Kind, Lora, mx, numbers
 from grpo_ray.protocols import Trainer
-from grpo_ray.trainers.losses import STATS, Clip, Weighting, grpo_loss, token_logprobs, token_weights
-from grpo_ray.types import Adapter, AdapterBytes, Group, Lesson, Update
+from grpo_ray.trainers._checkpoint import checkpoint_layers
+from grpo_ray.trainers._head import SMALL, find_head
+from grpo_ray.trainers._pupil import Pupil, Reader, can_share, pupil_of, read_plain, read_shared
+from grpo_ray.trainers._schedule import Schedule, Shape
+from grpo_ray.trainers._tally import Batch, Bounds, Tally
+from grpo_ray.trainers.losses import (
+    Chosen,
+    Loss,
+    Mismatch,
+    Objective,
+    dpo_loss,
+    mismatch_weights,
+    policy_loss,
+    token_weights,
+)
+from grpo_ray.types import Adapter, AdapterBytes, Lesson, Update
 
 from mlx import nn  # isort: skip  (mlx_model puts the BLAS in place first)
 import mlx.optimizers as optim  # isort: skip
 from mlx.utils import tree_flatten, tree_map, tree_unflatten  # isort: skip
-from mlx_lm.models.cache import ConcatenateKVCache, KVCache, make_prompt_cache  # isort: skip
+
+NOTHING = "no lesson had anything to learn from: none at a temperature above 0 with completions that take part"
 
 
 def make_trainer(
     *,
     model: str,
+    kind: Kind = "lora",
     rank: int = 16,
     scale: float = 2.0,
     keys: Sequence[str] | None = None,
     num_layers: int = -1,
     learning_rate: float = 4e-4,
+    schedule: Shape = "constant",
+    warmup_steps: int = 0,
+    schedule_steps: int = 0,
+    weight_decay: float = 0.0,
     epochs: int = 2,
     groups_per_batch: int = 8,
+    max_grad_norm: float = 1.0,
+    loss: Loss = "dapo",
     clip_low: float = 0.2,
     clip_high: float = 0.28,
+    delta: float | None = None,
+    cispo_cap: float = 5.0,
     kl: float = 0.0,
-    max_grad_norm: float = 1.0,
-    loss: Weighting = "dapo",
+    kl_bias_correction: bool = True,
+    mismatch: Mismatch = "none",
+    mismatch_cap: float = 3.0,
+    dpo_beta: float = 0.1,
+    sft_on: Chosen = "positive",
+    mask_truncated: bool = False,
+    overlong: int = 0,
+    stop_kl: float | None = 1e3,
+    stop_ratio: float | None = 1e3,
+    stop_entropy: float | None = None,
+    stop_grad_norm: float | None = None,
     share_prompts: bool = True,
+    gradient_checkpointing: bool = False,
 ) -> Trainer:
-    """Load `model` on this thread; what it learns is LoRA of `rank`, multiplied by `scale`.
+    """Load `model` on this thread; what it learns is LoRA (or DoRA) of `rank`, multiplied by `scale`.
 
-    `kl` weighs the k3 penalty towards the base model. `share_prompts: false` trains whole sequences, slower.
+    The loss's settings are Objective's, `schedule…` and `warmup_steps` Schedule's, `stop_…` Bounds'. `mask_truncated`
+    leaves out completions that were cut off; `overlong` punishes length over that many last tokens.
+    `share_prompts: false` trains whole sequences, slower. Raises ConfigError for settings that can't be.
     """
-    lora = Lora(rank=rank, scale=scale, keys=tuple(keys) if keys is not None else None, num_layers=num_layers)
-    plan = Plan(learning_rate, epochs, groups_per_batch, max_grad_norm, loss, Clip(clip_low, clip_high, kl))
-    return MlxLoraTrainer(mlx_model.load(model), lora, plan, share_prompts)
+    objective = Objective(
+        loss=loss, clip_low=clip_low, clip_high=clip_high, delta=delta, cispo_cap=cispo_cap, kl=kl,
+        kl_bias_correction=kl_bias_correction, mismatch=mismatch, mismatch_cap=mismatch_cap, dpo_beta=dpo_beta,
+        sft_on=sft_on,
+    )  # fmt: skip
+    steps = Schedule(schedule, warmup_steps, schedule_steps)
+    bounds = Bounds(stop_kl, stop_ratio, stop_entropy, stop_grad_norm)
+    plan = Plan(
+        objective, steps, bounds, learning_rate, weight_decay, epochs, groups_per_batch, max_grad_norm,
+        mask_truncated, overlong,
+    )  # fmt: skip
+    paths = tuple(keys) if keys is not None else None
+    lora = Lora(rank=rank, scale=scale, keys=paths, num_layers=num_layers, kind=kind)
+    return MlxLoraTrainer(mlx_model.load(model), lora, plan, share_prompts, gradient_checkpointing)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How an update goes through its lessons."""
+    """How an update goes through its lessons. Raises ConfigError for counts below 1."""
 
+    objective: Objective
+    schedule: Schedule
+    bounds: Bounds
     learning_rate: float
+    weight_decay: float
     epochs: int
     groups_per_batch: int
     max_grad_norm: float
-    weighting: Weighting
-    clip: Clip
+    mask_truncated: bool
+    overlong: int
 
-
-@dataclass(frozen=True, slots=True)
-class Pupil:
-    """One lesson as arrays: (1, P) prompt, and per rollout its padded tokens, old log-probabilities and advantage."""
-
-    prompt_1_P: mx.array
-    tokens_G_T: mx.array
-    old_G_T: mx.array
-    advantages_G: mx.array
-    lengths: tuple[int, ...]
-    temperature: float
-    reference_G_T: mx.array | None = None
-
-    @property
-    def active_G_T(self) -> mx.array:
-        return mx.arange(self.tokens_G_T.shape[1])[None] < mx.array(self.lengths)[:, None]
+    def __post_init__(self) -> None:
+        for key in ("epochs", "groups_per_batch"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} is {getattr(self, key)}: it must be at least 1")
 
 
 class MlxLoraTrainer:
     """The model and its plan; every update begins from the bytes it is given."""
 
-    def __init__(self, model: mlx_model.Model, lora: Lora, plan: Plan, share_prompts: bool) -> None:
+    def __init__(
+        self, model: mlx_model.Model, lora: Lora, plan: Plan, share_prompts: bool, gradient_checkpointing: bool
+    ) -> None:
         self.model = model
         self.lora = lora
         self.plan = plan
-        plain = all(type(cache) is KVCache for cache in make_prompt_cache(model.network))
-        self.score = score_shared if share_prompts and plain else score_plain
+        self.read = read_shared if share_prompts and can_share(model.network) else read_plain
+        found = find_head(model.network)
+        self.head = found if found and found.vocabulary >= SMALL else None
+        if gradient_checkpointing:
+            checkpoint_layers(model.network)
         model.network.train()
 
     def update(
         self, adapter: Adapter | None, content: AdapterBytes | None, lessons: Sequence[Lesson], seed: int
     ) -> Update:
-        began = time.monotonic()
+        tally = tally_of(lessons)
         mx.random.seed(seed)
         pupils = self._pupils(lessons)
         optimizer = self._begin(adapter, content)
-        if not pupils:
-            return Update(content or self._content(optimizer), (), "no lesson was sampled at a temperature above 0")
-        tally = Tally()
+        if self.plan.objective.mismatch != "none":
+            pupils = [self._with_correction(pupil) for pupil in pupils]
         for batch in self._batches(pupils, seed):
-            fault = self._learn(batch, optimizer, tally)
+            fault = self._learn(batch, adapter, optimizer, tally)
             if fault:
                 return Update(content or self._content(self._begin(adapter, None)), (), fault)
-        return Update(self._content(optimizer), tally.metrics(began))
+        if not tally.batches:
+            return Update(content or self._content(optimizer), (), NOTHING)
+        return Update(self._content(optimizer), tally.metrics())
 
     def close(self) -> None:
         mlx_model.release()
 
+    def reader(self) -> Reader:
+        """How the network, as it is wrapped now, is read; a head that is trained itself needs its whole logits."""
+        leaves: Any = tree_flatten(self.model.network.trainable_parameters())
+        inside = all(".layers." in name for name, _ in leaves)
+        return Reader(self.model.network, self.read, self.head if inside else None)
+
     def _pupils(self, lessons: Sequence[Lesson]) -> list[Pupil]:
         """Lessons by group id, as arrays; those drawn greedily teach nothing and are left out."""
+        plan = self.plan
         ordered = sorted(lessons, key=lambda lesson: lesson.group.group.id)
-        pupils = [pupil_of(lesson) for lesson in ordered if lesson.group.group.sampling.temperature > 0]
-        if not self.plan.clip.kl:
+        warm = [lesson for lesson in ordered if lesson.group.group.sampling.temperature > 0]
+        found = [pupil_of(lesson, plan.objective, plan.mask_truncated, plan.overlong) for lesson in warm]
+        pupils = [pupil for pupil in found if pupil]
+        if not plan.objective.needs_reference:
             return pupils
         mlx_model.unwrap(self.model)
+        self.model.network.freeze()
         return [self._with_reference(pupil) for pupil in pupils]
 
     def _with_reference(self, pupil: Pupil) -> Pupil:
         """The base model's log-probabilities; only while nothing is wrapped."""
-        logits = self.score(self.model.network, pupil)
-        reference, _ = token_logprobs(logits, pupil.tokens_G_T, pupil.temperature)
+        reference, _ = self.reader()(pupil, learning=False)
         mx.eval(reference)
         return replace(pupil, reference_G_T=reference)
+
+    def _with_correction(self, pupil: Pupil) -> Pupil:
+        """The trainer's own log-probabilities before the update, and what the sampler's difference to them weighs."""
+        old, _ = self.reader()(pupil, learning=False)
+        correction = mismatch_weights(old, pupil.sampler_G_T, pupil.active_G_T, self.plan.objective)
+        mx.eval(old, correction)
+        return replace(pupil, old_G_T=old, correction_G_T=correction)
 
     def _begin(self, adapter: Adapter | None, content: AdapterBytes | None) -> optim.Adam:
         """Put weights and optimizer state in place: those given, or fresh ones from MLX's random state."""
@@ -133,9 +192,12 @@ class MlxLoraTrainer:
         else:
             mlx_model.swap(self.model, content.weights)
         network.freeze()
-        network.apply_to_modules(lambda _, module: _unfreeze(module))
-        rate = self.plan.learning_rate * (adapter.rate_scale if adapter else 1.0)
-        optimizer = optim.Adam(learning_rate=rate, bias_correction=True)
+        network.apply_to_modules(lambda _, module: mlx_model.unfreeze(module))
+        rate = self._rate(adapter)
+        if self.plan.weight_decay:
+            optimizer = optim.AdamW(learning_rate=rate, weight_decay=self.plan.weight_decay, bias_correction=True)
+        else:
+            optimizer = optim.Adam(learning_rate=rate, bias_correction=True)
         optimizer.init(network.trainable_parameters())
         if content is not None and content.optimizer:
             moments, config = mlx_model.unpack(content.optimizer)
@@ -143,6 +205,9 @@ class MlxLoraTrainer:
             optimizer.state["step"] = mx.array(config["step"], mx.uint64)
             optimizer.learning_rate = rate
         return optimizer
+
+    def _rate(self, adapter: Adapter | None) -> float:
+        return self.plan.learning_rate * (adapter.rate_scale if adapter else 1.0)
 
     def _content(self, optimizer: optim.Adam) -> AdapterBytes:
         state = dict(tree_flatten(optimizer.state))
@@ -157,108 +222,54 @@ class MlxLoraTrainer:
             for start in range(0, len(order), self.plan.groups_per_batch):
                 yield order[start : start + self.plan.groups_per_batch]
 
-    def _learn(self, batch: list[Pupil], optimizer: optim.Adam, tally: "Tally") -> str:
+    def _learn(self, batch: list[Pupil], adapter: Adapter | None, optimizer: optim.Adam, tally: Tally) -> str:
         """One optimizer step from the summed gradient of the batch's groups; returns why not, if it was not taken."""
-        network = self.model.network
-        weights = token_weights([pupil.lengths for pupil in batch], self.plan.weighting)
+        network, plan, reader = self.model.network, self.plan, self.reader()
+        limit = max(pupil.limit for pupil in batch)
+        weights = token_weights([pupil.lengths for pupil in batch], plan.objective.loss, limit)
         gradient: Any = None
-        loss = 0.0
+        seen = Batch()
         for pupil, row_weights in zip(batch, weights, strict=True):
-            (part, stats), slope = gradient_of(network, pupil, mx.array(row_weights), self.plan.clip, self.score)
+            (part, sums), slope = gradient_of(reader, pupil, mx.array(row_weights), plan.objective)
             gradient = slope if gradient is None else tree_map(mx.add, gradient, slope)
-            mx.eval(part, stats, gradient)
-            loss += numbers(part)
-            tally.add(numbers(stats), sum(pupil.lengths))
-        gradient, total = optim.clip_grad_norm(gradient, self.plan.max_grad_norm)
+            mx.eval(part, sums, gradient)
+            seen.add(numbers(part), numbers(sums), sum(pupil.lengths))
+        gradient, total = optim.clip_grad_norm(gradient, plan.max_grad_norm)
         norm = numbers(mx.array(total))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            return f"the update diverged: loss {loss}, gradient norm {norm}"
-        tally.step(loss, norm)
+        fault = plan.bounds.fault(seen.loss, norm, seen.means())
+        if fault:
+            return fault
+        tally.step(seen, norm)
+        if not plan.schedule.flat:
+            optimizer.learning_rate = self._rate(adapter) * plan.schedule.factor(numbers(optimizer.state["step"]))
         optimizer.update(network, gradient)
         mx.eval(network.trainable_parameters(), optimizer.state)
         return ""
 
 
-Score = Callable[[Any, Pupil], mx.array]
-
-
-def score_shared(network: Any, pupil: Pupil) -> mx.array:
-    """Logits (G, T, V) of the completions, the prompt read once; only for models whose caches are plain KV caches."""
-    prefix, last = pupil.prompt_1_P[:, :-1], pupil.prompt_1_P[:, -1:]
-    rows = pupil.tokens_G_T.shape[0]
-    caches: list[Any] = [ConcatenateKVCache() for _ in network.layers]
-    if prefix.shape[1]:
-        network(prefix, cache=caches)
-        for cache in caches:
-            cache.state = tuple(mx.broadcast_to(part, (rows, *part.shape[1:])) for part in cache.state)
-    inputs = mx.concatenate([mx.broadcast_to(last, (rows, 1)), pupil.tokens_G_T[:, :-1]], axis=1)
-    return network(inputs, cache=caches)
-
-
-def score_plain(network: Any, pupil: Pupil) -> mx.array:
-    """The same logits the plain way: every rollout as a whole sequence."""
-    rows, length = pupil.tokens_G_T.shape
-    prompt = mx.broadcast_to(pupil.prompt_1_P, (rows, pupil.prompt_1_P.shape[1]))
-    whole = mx.concatenate([prompt, pupil.tokens_G_T[:, :-1]], axis=1)
-    return network(whole)[:, -length:]
-
-
 def gradient_of(
-    network: Any, pupil: Pupil, weights_G: mx.array, clip: Clip, score: Score
+    reader: Reader, pupil: Pupil, weights_G: mx.array, objective: Objective
 ) -> tuple[tuple[mx.array, mx.array], Any]:
-    """((loss, sums over tokens named by STATS), gradient by trainable parameter) of one group."""
+    """((loss, sums over tokens named by SUMS), gradient by trainable parameter) of one group."""
     active = pupil.active_G_T
     weights = weights_G[:, None] * active
 
     def loss_of(pupil: Pupil) -> tuple[mx.array, mx.array]:
-        new, entropy = token_logprobs(score(network, pupil), pupil.tokens_G_T, pupil.temperature)
-        loss, stats = grpo_loss(new, pupil.old_G_T, pupil.advantages_G, weights, clip, pupil.reference_G_T)
-        return loss, mx.concatenate([stats, (entropy * active).sum()[None]])
+        new, entropy = reader(pupil)
+        old, reference = pupil.old_G_T, pupil.reference_G_T
+        if objective.loss == "dpo":
+            assert reference is not None
+            loss, stats = dpo_loss(new, old, reference, weights, objective)
+        else:
+            penalty = reference if objective.kl else None
+            loss, stats = policy_loss(new, old, pupil.advantages_G, weights, objective, penalty, pupil.correction_G_T)
+        off = mx.where(active, mx.abs(mx.stop_gradient(new) - pupil.sampler_G_T), 0.0).sum()
+        return loss, mx.concatenate([stats, mx.stack([mx.where(active, entropy, 0.0).sum(), off])])
 
-    return nn.value_and_grad(network, loss_of)(pupil)
-
-
-def pupil_of(lesson: Lesson) -> Pupil:
-    """A lesson's token ids as they were sampled, never tokenized again."""
-    group: Group = lesson.group.group
-    rollouts = group.rollouts
-    lengths = tuple(len(rollout.token_ids) for rollout in rollouts)
-    width = max(lengths)
-    return Pupil(
-        prompt_1_P=mx.array([group.prompt_token_ids]),
-        tokens_G_T=mx.array([[*r.token_ids, *[0] * (width - len(r.token_ids))] for r in rollouts]),
-        old_G_T=mx.array([[*r.logprobs, *[0.0] * (width - len(r.logprobs))] for r in rollouts]),
-        advantages_G=mx.array(lesson.advantages),
-        lengths=lengths,
-        temperature=group.sampling.temperature,
-    )
+    return nn.value_and_grad(reader.network, loss_of)(pupil)
 
 
-class Tally:
-    """Sums over tokens and optimizer steps, and the means they come to."""
-
-    def __init__(self) -> None:
-        self.sums = [0.0] * len(STATS)
-        self.tokens = 0
-        self.losses: list[float] = []
-        self.norms: list[float] = []
-
-    def add(self, stats: list[float], tokens: int) -> None:
-        self.sums = [a + b for a, b in zip(self.sums, stats, strict=True)]
-        self.tokens += tokens
-
-    def step(self, loss: float, norm: float) -> None:
-        self.losses.append(loss)
-        self.norms.append(norm)
-
-    def metrics(self, began: float) -> tuple[tuple[str, float], ...]:
-        """Means over tokens and steps, the tokens gone through, and the seconds since `began`."""
-        steps = max(1, len(self.losses))
-        means = [(name, total / self.tokens) for name, total in zip(STATS, self.sums, strict=True)]
-        ends = [("loss", sum(self.losses) / steps), ("grad_norm", sum(self.norms) / steps)]
-        return (*ends, *means, ("tokens", float(self.tokens)), ("seconds", time.monotonic() - began))
-
-
-def _unfreeze(module: nn.Module) -> None:
-    if "lora_a" in module:
-        module.unfreeze(keys=["lora_a", "lora_b"], recurse=False)
+def tally_of(lessons: Sequence[Lesson]) -> Tally:
+    lengths = [len(rollout.token_ids) for lesson in lessons for rollout in lesson.group.group.rollouts]
+    idle = sum(not any(lesson.advantages) for lesson in lessons)
+    return Tally(sum(lengths) / max(1, len(lengths)), idle / max(1, len(lessons)))

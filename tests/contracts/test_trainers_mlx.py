@@ -13,13 +13,18 @@ from tiny_model import make_tiny_model
 from grpo_ray import mlx_model
 from grpo_ray.generators.mlx import make_generator
 from grpo_ray.mlx_model import mx
-from grpo_ray.trainers.losses import Clip, token_logprobs, token_weights
-from grpo_ray.trainers.mlx_lora import gradient_of, make_trainer, pupil_of, score_plain, score_shared
+from grpo_ray.trainers._pupil import Reader, pupil_of, read_plain, read_shared
+from grpo_ray.trainers.losses import Objective, token_logprobs, token_weights
+from grpo_ray.trainers.mlx_lora import gradient_of, make_trainer
 from grpo_ray.types import Adapter, Lesson, Message, Prompt, Reward, Sampling, ScoredGroup, ScoredRollout, Task, Wave
 
 pytestmark = pytest.mark.mlx
 TEXTS = ("one", "two and two and two", "a third one, rather longer", "4")
 SETTINGS = {"rank": 4, "learning_rate": 5e-3, "groups_per_batch": 2}
+METRICS = {
+    *("loss", "grad_norm", "kl", "clip_share", "clip_low", "clip_high", "ratio", "entropy", "mismatch"),
+    *("mean_length", "zero_variance", "tokens", "tokens_per_s", "seconds"),
+}
 FIRST = Adapter("first", 1, None, 0)
 
 
@@ -65,10 +70,10 @@ def trained(folder: str, content) -> mlx_model.Model:
 
 def preference(model: mlx_model.Model, lessons: list[Lesson]) -> float:
     """Mean over tokens of advantage × log-probability: what an update should raise."""
-    pupils = [pupil_of(lesson) for lesson in lessons]
+    pupils = [taught for lesson in lessons if (taught := pupil_of(lesson))]
     total = 0.0
     for pupil in pupils:
-        logps, _ = token_logprobs(score_plain(model.network, pupil), pupil.tokens_G_T, pupil.temperature)
+        logps, _ = token_logprobs(read_plain(model.network, pupil), pupil.tokens_G_T, pupil.temperature)
         total += (mx.where(pupil.active_G_T, logps, 0.0) * pupil.advantages_G[:, None]).sum().item()
     return total / sum(sum(pupil.lengths) for pupil in pupils)
 
@@ -80,10 +85,13 @@ def test_an_update_raises_what_was_better(folder, lessons, first):
 
 def test_metrics_are_complete_and_finite(first, lessons):
     metrics = dict(first.metrics)
-    assert set(metrics) == {"loss", "grad_norm", "kl", "clip_share", "ratio", "entropy", "tokens", "seconds"}
+    assert set(metrics) == METRICS
     assert np.isfinite(list(metrics.values())).all()
     assert metrics["tokens"] == 2 * sum(len(r.token_ids) for lesson in lessons for r in lesson.group.group.rollouts)
     assert 0 < metrics["entropy"] < np.log(100) and 0 <= metrics["clip_share"] < 1
+    assert metrics["clip_share"] == metrics["clip_low"] + metrics["clip_high"]
+    lengths = [len(r.token_ids) for lesson in lessons for r in lesson.group.group.rollouts]
+    assert metrics["mean_length"] == sum(lengths) / len(lengths) and metrics["zero_variance"] == 0
 
 
 def test_the_same_arguments_give_the_same_bytes(folder, trainer, lessons, first):
@@ -125,14 +133,16 @@ def test_the_first_ratio_is_one(folder, lessons):
     once = make_trainer(model=folder, rank=4, epochs=1, groups_per_batch=len(lessons))
     metrics = dict(once.update(None, None, lessons, 1).metrics)
     assert abs(metrics["ratio"] - 1) < 1e-4 and abs(metrics["kl"]) < 1e-6 and metrics["clip_share"] == 0
+    assert metrics["mismatch"] < 1e-4
 
 
 @pytest.mark.parametrize("weighting", ["dapo", "grpo"])
 def test_a_shared_prompt_gives_the_plain_loss_and_gradient(folder, lessons, first, weighting):
     network = prepared(folder, first.content).network
-    for pupil in (pupil_of(lesson) for lesson in lessons):
+    for pupil in (taught for lesson in lessons if (taught := pupil_of(lesson))):
         weights = mx.array(token_weights([pupil.lengths], weighting)[0])
-        shared, plain = (gradient_of(network, pupil, weights, Clip(), score) for score in (score_shared, score_plain))
+        readers = (Reader(network, read) for read in (read_shared, read_plain))
+        shared, plain = (gradient_of(reader, pupil, weights, Objective()) for reader in readers)
         assert abs(shared[0][0].item() - plain[0][0].item()) < 1e-5
         assert np.allclose(shared[0][1].tolist(), plain[0][1].tolist(), atol=1e-3)
         slopes, expected = dict(tree_flatten(shared[1])), dict(tree_flatten(plain[1]))
@@ -144,16 +154,14 @@ def test_a_shared_prompt_gives_the_plain_loss_and_gradient(folder, lessons, firs
 def prepared(folder: str, content) -> mlx_model.Model:
     model = trained(folder, content)
     model.network.freeze()
-    model.network.apply_to_modules(
-        lambda _, module: module.unfreeze(keys=["lora_a", "lora_b"], recurse=False) if "lora_a" in module else None
-    )
+    model.network.apply_to_modules(lambda _, module: mlx_model.unfreeze(module))
     return model
 
 
 def test_a_prompt_of_one_token_trains(folder, lessons):
     network = trained(folder, None).network
     pupil = replace(pupil_of(lessons[0]), prompt_1_P=mx.array([[7]]))
-    assert mx.allclose(score_shared(network, pupil), score_plain(network, pupil), atol=1e-4).item()
+    assert mx.allclose(read_shared(network, pupil), read_plain(network, pupil), atol=1e-4).item()
 
 
 def test_other_caches_fall_back_to_whole_sequences(tmp_path):
@@ -161,7 +169,7 @@ def test_other_caches_fall_back_to_whole_sequences(tmp_path):
     sliding = make_tiny_model(tmp_path / "sliding", **changes)
     lessons = sample_lessons(sliding, Sampling(group_size=4, max_tokens=6, slots=8))
     trainer = make_trainer(model=sliding, rank=4, epochs=1, groups_per_batch=8)
-    assert trainer.score is score_plain
+    assert trainer.read is read_plain
     assert abs(dict(trainer.update(None, None, lessons, 1).metrics)["ratio"] - 1) < 1e-4
 
 
@@ -183,19 +191,19 @@ def test_greedy_lessons_teach_nothing(folder, trainer, lessons):
 
 def test_the_penalty_alone_leads_back_to_the_base_model(folder, lessons, first):
     """Advantages of zero leave only the penalty: what an earlier update moved, it moves back."""
-    pupils = [pupil_of(lesson) for lesson in lessons]
+    pupils = [taught for lesson in lessons if (taught := pupil_of(lesson))]
     base = [
-        token_logprobs(score_plain(trained(folder, None).network, p), p.tokens_G_T, p.temperature)[0] for p in pupils
+        token_logprobs(read_plain(trained(folder, None).network, p), p.tokens_G_T, p.temperature)[0] for p in pupils
     ]
 
     def distance(content) -> float:
         network = trained(folder, content).network
-        ours = [token_logprobs(score_plain(network, p), p.tokens_G_T, p.temperature)[0] for p in pupils]
+        ours = [token_logprobs(read_plain(network, p), p.tokens_G_T, p.temperature)[0] for p in pupils]
         parts = zip(pupils, base, ours, strict=True)
         return sum(mx.where(p.active_G_T, mx.abs(ref - new), 0.0).sum().item() for p, ref, new in parts)
 
     idle = [replace(lesson, advantages=(0.0,) * 4) for lesson in lessons]
-    trainer = make_trainer(model=folder, **SETTINGS, epochs=4, kl=1.0)
+    trainer = make_trainer(model=folder, **SETTINGS, epochs=4, kl=1.0, kl_bias_correction=False)
     afterwards = trainer.update(FIRST, replace(first.content, optimizer=b""), idle, 5).content
     assert distance(afterwards) < 0.5 * distance(first.content)
 
@@ -204,7 +212,7 @@ def test_fresh_weights_change_nothing_until_trained(folder, lessons):
     still = make_trainer(model=folder, rank=4, learning_rate=0.0).update(None, None, lessons, 1)
     pupil = pupil_of(lessons[0])
     bare, wrapped = trained(folder, None).network, trained(folder, still.content).network
-    assert mx.array_equal(score_plain(bare, pupil), score_plain(wrapped, pupil)).item()
+    assert mx.array_equal(read_plain(bare, pupil), read_plain(wrapped, pupil)).item()
 
 
 def test_mlx_lm_loads_the_adapter_as_its_own(folder, lessons, first, tmp_path):
@@ -213,7 +221,7 @@ def test_mlx_lm_loads_the_adapter_as_its_own(folder, lessons, first, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     theirs = load_with_mlx_lm(folder, adapter_path=str(tmp_path))[0]
     pupil = pupil_of(lessons[0])
-    assert mx.array_equal(score_plain(theirs, pupil), score_plain(trained(folder, first.content).network, pupil)).item()
+    assert mx.array_equal(read_plain(theirs, pupil), read_plain(trained(folder, first.content).network, pupil)).item()
 
 
 @pytest.mark.parametrize("kind", [mx.float32, mx.bfloat16, mx.float16, mx.int32])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_ray.advantages import group_relative, template_relative, with_advantages
+from grpo_ray.advantages import group_relative, leave_one_out, template_relative, with_advantages
 from grpo_ray.recipe import Named, Recipe
 from grpo_ray.types import Group, Prompt, Reward, Rollout, Sampling, ScoredGroup, ScoredRollout, Task
 
@@ -31,6 +31,16 @@ def test_advantages_of_a_group_sum_to_zero_and_missing_ones_are_zero(values: lis
     assert len(found) == len(values)
     assert abs(sum(found)) < 1e-6
     assert all(advantage == 0 for advantage, value in zip(found, values, strict=True) if value is None)
+
+
+@given(rewards)
+def test_leave_one_out_compares_with_the_others(values: list[float | None]) -> None:
+    known = [value for value in values if value is not None]
+    for place, advantage in enumerate(leave_one_out(values)):
+        others = [value for i, value in enumerate(values) if value is not None and i != place]
+        value = values[place]
+        expected = 0.0 if value is None or len(known) < 2 else value - fmean(others)
+        assert abs(advantage - expected) < 1e-9
 
 
 @given(rewards)
