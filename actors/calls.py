@@ -4,7 +4,7 @@ called again.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -67,8 +67,8 @@ async def revived(what: str, handle: ActorHandle) -> None:
         pause = min(5.0, pause * 2)
 
 
-async def insist(what: str, handle: ActorHandle, call: Callable[[], Awaitable[T]]) -> T:
-    """The answer of `call` on one actor, made again whenever the actor died. Raises UnreachableError."""
+async def insist(what: str, handles: Sequence[ActorHandle], call: Callable[[], Awaitable[T]]) -> T:
+    """The answer of `call` on these actors, made again whenever one of them died. Raises UnreachableError."""
     reason = ""
     for _ in range(ATTEMPTS):
         try:
@@ -76,7 +76,8 @@ async def insist(what: str, handle: ActorHandle, call: Callable[[], Awaitable[T]
         except Down as fault:
             reason = str(fault)
             log.warning("%s; its work is done again", reason)
-            await revived(what, handle)
+            for handle in handles:
+                await revived(what, handle)
     raise UnreachableError(f"{what} died {ATTEMPTS} times over the same work; last: {reason}")
 
 

@@ -52,7 +52,7 @@ def names(config: Config, run: str) -> Cast:
         return tuple(f"{run}/{role}-{number}/{nonce}" for number in range(count))
 
     (coordinator,), (control,), (gate,) = some("coordinator", 1), some("control", 1), some("gate", 1)
-    trainers = some("trainer", int(config.recipe.trainer is not None))
+    trainers = some("trainer", config.recipe.trainers if config.recipe.trainer else 0)
     return Cast(coordinator, control, gate, some("judge", place.judges), some("generator", place.generators), trainers)
 
 
@@ -88,10 +88,11 @@ def _mlx(backend: Named | None, share: float) -> dict[str, float]:
 
 def needs(config: Config) -> dict[str, float]:
     """What the actors together ask of a cluster."""
-    recipe, count = config.recipe, config.placement.generators
-    generators = count * _mlx(recipe.generator, GENERATOR_MLX).get("mlx", 0)
-    mlx = generators + _mlx(recipe.trainer, TRAINER_MLX).get("mlx", 0)
-    return {"CPU": count + (recipe.trainer is not None), "mlx": mlx, **HEAD}
+    recipe, generators = config.recipe, config.placement.generators
+    trainers = recipe.trainers if recipe.trainer else 0
+    mlx = generators * _mlx(recipe.generator, GENERATOR_MLX).get("mlx", 0)
+    mlx += trainers * _mlx(recipe.trainer, TRAINER_MLX).get("mlx", 0)
+    return {"CPU": generators + trainers, "mlx": mlx, **HEAD}
 
 
 @asynccontextmanager
@@ -105,7 +106,7 @@ async def crew(
         yield Crew(
             pools.Generators(cast.generators, pools.Parcels(contents, keep)),
             pools.Judges(cast.judges, config.recipe),
-            pools.Trainers(cast.trainers[0], contents) if cast.trainers else None,
+            pools.Trainers(cast.trainers, contents) if cast.trainers else None,
             store,
             oracle,
             tasks,
@@ -127,7 +128,7 @@ async def on_stage(config: Config, run: str, base_url: str) -> AsyncIterator[Cas
 @contextmanager
 def joined(config: Config) -> Iterator[None]:
     """Inside, Ray is there and large enough for the run: to be known before the run begins. Raises GrpoRayError."""
-    with connected(config.placement):
+    with connected(config.placement, config.recipe.trainers):
         preflight(needs(config))
         yield
 

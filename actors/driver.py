@@ -28,7 +28,7 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 @contextmanager
-def connected(place: Placement) -> Iterator[None]:
+def connected(place: Placement, trainers: int = 1) -> Iterator[None]:
     """Inside, Ray is there: one of its own (`local`), or the cluster at `placement.ray`. Raises UnreachableError.
 
     A driver that `ray job submit` started is in a cluster already, and stays in it.
@@ -36,7 +36,7 @@ def connected(place: Placement) -> Iterator[None]:
     address = "auto" if place.ray == "local" and JOB in os.environ else place.ray
     mine: dict[str, Any] = {"runtime_env": {"env_vars": NUMERIC}}
     if address == "local":  # its workers inherit this process's environment, API keys too
-        room = place.generators + 1
+        room = place.generators + trainers
         mine = {"num_cpus": max(os.cpu_count() or 1, room), "resources": {"mlx": room}, "include_dashboard": False}
     try:
         ray.init(address, **mine, log_to_driver=False, logging_level=logging.ERROR)

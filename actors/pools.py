@@ -7,7 +7,9 @@ replies say the same words; an update is made again, from the same bytes. With c
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import cycle
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -15,7 +17,7 @@ from ray.exceptions import RayTaskError
 
 from actors.calls import ATTEMPTS, Down, answer, insist, log, revived, watched
 from grpo_ray.canonical import short
-from grpo_ray.crew import Contents, missing
+from grpo_ray.crew import Ask, Contents, missing, share_update
 from grpo_ray.errors import GrpoRayError, UnreachableError
 from grpo_ray.recipe import Recipe
 from grpo_ray.types import Adapter, AdapterBytes, Evaluation, Group, Lesson, LostGroup, Update, Wave
@@ -129,22 +131,30 @@ class Judges:
         handle = next(self._turns)
         try:
             return await insist(
-                "a judge", handle, lambda: watched("a judge", handle, handle.evaluate.remote(step, group))
+                "a judge", [handle], lambda: watched("a judge", handle, handle.evaluate.remote(step, group))
             )
         except UnreachableError as fault:
             return tuple(one for judge in self._recipe.judges for one in missing(group, judge.name, str(fault)))
 
 
 class Trainers:
-    """One trainer; an update that died with it is made again, to the same bytes."""
+    """One trainer, or several that share each update; one that died with trainers is begun again, and so is the update."""
 
-    def __init__(self, name: str, contents: Contents) -> None:
-        self._handle, self._contents = ray.get_actor(name), contents
+    def __init__(self, names: Sequence[str], contents: Contents) -> None:
+        self._handles, self._contents = [ray.get_actor(name) for name in names], contents
 
     async def update(self, adapter: Adapter | None, lessons: Sequence[Lesson], seed: int) -> Update:
-        content, handle = await self._contents.of(adapter), self._handle
+        content = await self._contents.of(adapter)
+        if len(self._handles) == 1:
+            (ask,) = self._asking()
+            return await insist("the trainer", self._handles, lambda: ask("update", adapter, content, lessons, seed))
         return await insist(
-            "the trainer",
-            handle,
-            lambda: answer("the trainer", handle, handle.update.remote(adapter, content, lessons, seed), UPDATE_S),
+            "a trainer", self._handles, lambda: share_update(self._asking(), adapter, content, lessons, seed)
         )
+
+    def _asking(self) -> list[Ask]:
+        return [partial(_ask_trainer, handle) for handle in self._handles]
+
+
+async def _ask_trainer(handle: ActorHandle, verb: str, *given: Any) -> Any:
+    return await answer("the trainer", handle, getattr(handle, verb).remote(*given), UPDATE_S)

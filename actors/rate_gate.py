@@ -33,11 +33,13 @@ class Gate:
 
     async def enter(self) -> None:
         gate = self._found()
-        await insist("the rate gate", gate, lambda: watched("the rate gate", gate, gate.enter.remote()))
+        await insist("the rate gate", [gate], lambda: watched("the rate gate", gate, gate.enter.remote()))
 
     async def spent(self, prompt_tokens: int, completion_tokens: int) -> None:
         gate, tokens = self._found(), (prompt_tokens, completion_tokens)
-        await insist("the rate gate", gate, lambda: answer("the rate gate", gate, gate.spent.remote(*tokens), SPENT_S))
+        await insist(
+            "the rate gate", [gate], lambda: answer("the rate gate", gate, gate.spent.remote(*tokens), SPENT_S)
+        )
 
     def _found(self) -> ActorHandle:
         if self._handle is None:

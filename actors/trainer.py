@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from grpo_ray.backends import make_trainer
 from grpo_ray.protocols import Trainer as Backend
 from grpo_ray.recipe import Named
-from grpo_ray.types import Adapter, AdapterBytes, Lesson, Update
+from grpo_ray.types import Adapter, AdapterBytes, Lesson, Slope, Update
 
 
 class Trainer:
@@ -23,9 +23,32 @@ class Trainer:
     def update(
         self, adapter: Adapter | None, content: AdapterBytes | None, lessons: Sequence[Lesson], seed: int
     ) -> Update:
+        return self._opened().update(adapter, content, lessons, seed)
+
+    def begin(
+        self,
+        adapter: Adapter | None,
+        content: AdapterBytes | None,
+        lessons: Sequence[Lesson],
+        seed: int,
+        rank: int,
+        of: int,
+    ) -> int:
+        return self._opened().begin(adapter, content, lessons, seed, rank, of)
+
+    def slope(self, step: int) -> Slope:
+        return self._opened().slope(step)
+
+    def apply(self, slopes: Sequence[Slope]) -> str:
+        return self._opened().apply(slopes)
+
+    def end(self) -> Update:
+        return self._opened().end()
+
+    def _opened(self) -> Backend:
         self.open()
         assert self._backend is not None
-        return self._backend.update(adapter, content, lessons, seed)
+        return self._backend
 
     def __repr__(self) -> str:
         return f"Trainer[{self._model}]"

@@ -5,11 +5,12 @@ What is here and says nothing of threads (the judges' boundary, the oracle, the 
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from threading import Event
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from grpo_ray.backends import make_generator, make_trainer
 from grpo_ray.checker import Checker
@@ -122,13 +123,41 @@ class LocalGenerators:
             self._free.put_nowait(desk)
 
 
+Ask = Callable[..., Awaitable[Any]]
+"""One trainer of several: `await ask(verb, *arguments)`, the verbs being those of the Trainer protocol."""
+
+
+async def share_update(
+    trainers: Sequence[Ask], adapter: Adapter | None, content: AdapterBytes | None, lessons: Sequence[Lesson], seed: int
+) -> Update:
+    """One update by several trainers: each takes a share of every step's groups, all add up the same slopes."""
+
+    async def all_of(verb: str, *given: Any) -> list[Any]:
+        return await asyncio.gather(*(ask(verb, *given) for ask in trainers))
+
+    begun = [ask("begin", adapter, content, lessons, seed, rank, len(trainers)) for rank, ask in enumerate(trainers)]
+    for step in range((await asyncio.gather(*begun))[0]):
+        slopes = await all_of("slope", step)
+        if any(await all_of("apply", slopes)):
+            break
+    return (await all_of("end"))[0]
+
+
 class LocalTrainers:
-    def __init__(self, desk: Desk[Trainer], contents: Contents) -> None:
-        self._desk, self._contents = desk, contents
+    """One trainer takes an update as a whole; several share it."""
+
+    def __init__(self, desks: Sequence[Desk[Trainer]], contents: Contents) -> None:
+        self._desks, self._contents = desks, contents
 
     async def update(self, adapter: Adapter | None, lessons: Sequence[Lesson], seed: int) -> Update:
         content = await self._contents.of(adapter)
-        return await self._desk.use(lambda backend: backend.update(adapter, content, lessons, seed))
+        if len(self._desks) == 1:
+            return await self._desks[0].use(lambda backend: backend.update(adapter, content, lessons, seed))
+        return await share_update([_asking(desk) for desk in self._desks], adapter, content, lessons, seed)
+
+
+def _asking(desk: Desk[Trainer]) -> Ask:
+    return lambda verb, *given: desk.use(lambda backend: getattr(backend, verb)(*given))
 
 
 class LocalJudges:
@@ -205,7 +234,9 @@ async def local_crew(config: Config, archive: Archive, run: str, tasks: TaskSet,
         desks = [await _manned(stack, lambda: make_generator(recipe)) for _ in range(config.placement.generators)]
         trainers = None
         if (named := recipe.trainer) is not None:
-            trainers = LocalTrainers(await _manned(stack, lambda: make_trainer(recipe.model, named)), contents)
+            make = partial(make_trainer, recipe.model, named)
+            benches = [await _manned(stack, make) for _ in range(recipe.trainers)]
+            trainers = LocalTrainers(benches, contents)
         generators = LocalGenerators(desks, contents)
         yield Crew(generators, LocalJudges(recipe, oracle), trainers, store, oracle, tasks)
 

@@ -16,6 +16,7 @@ from grpo_ray.types import (
     Reply,
     Score,
     ScoredGroup,
+    Slope,
     Task,
     TaskSet,
     Update,
@@ -49,6 +50,33 @@ class Trainer(Protocol):
         self, adapter: Adapter | None, content: AdapterBytes | None, lessons: Sequence[Lesson], seed: int
     ) -> Update:
         """Train from `adapter` (None: fresh LoRA weights) on the lessons. Same arguments: same bytes."""
+        ...
+
+    def begin(
+        self,
+        adapter: Adapter | None,
+        content: AdapterBytes | None,
+        lessons: Sequence[Lesson],
+        seed: int,
+        rank: int = 0,
+        of: int = 1,
+    ) -> int:
+        """Begin an update as trainer `rank` of `of`, all given the same lessons; returns how many steps it has.
+
+        Then, for each step, `slope` of every trainer and `apply` of all their slopes; at last `end`.
+        """
+        ...
+
+    def slope(self, step: int) -> Slope:
+        """The gradient of this trainer's share of a step's groups, weighed as parts of the whole step."""
+        ...
+
+    def apply(self, slopes: Sequence[Slope]) -> str:
+        """Take one optimizer step from the slopes, in their order; returns why the update must end here, or ""."""
+        ...
+
+    def end(self) -> Update:
+        """What the update came to; every trainer says the same."""
         ...
 
     def close(self) -> None: ...

@@ -126,6 +126,8 @@ class Recipe:
     evolution: EvolutionSpec = EvolutionSpec()
     trainer: Named | None = Named(name="mlx_lora")
     """None: the weights stay."""
+    trainers: int = 1
+    """How many trainers share an update's groups. More add up in another order, so the last bits differ."""
     gate: GateSpec = GateSpec()
     oracle: OracleSpec = OracleSpec()
 

@@ -385,6 +385,7 @@ BOUNDS: Mapping[str, Bound] = {
     "evolution.children": _at_least(0),
     "evolution.min_trials": _at_least(1),
     "evolution.discount": _SHARE,
+    "trainers": _at_least(1),
     "gate.tasks": _at_least(0),
     "gate.z": _at_least(0),
     "oracle.concurrency": _at_least(1),

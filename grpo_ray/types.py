@@ -249,6 +249,17 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class Slope:
+    """One trainer's part of an optimizer step: the summed gradient of its groups, and the sums over their tokens."""
+
+    gradient: bytes
+    """A safetensors file; empty where no group fell to this trainer."""
+    loss: float
+    sums: tuple[float, ...]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """A living template with what is known of it: the sum of its template-relative advantages over `trials` tasks."""
 

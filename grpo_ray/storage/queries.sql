@@ -117,24 +117,24 @@ WHERE run = %(run)s AND sample_group = ANY(%(ids)s) ORDER BY position;
 -- name: evaluations
 -- With whether each was there when the reward was made.
 SELECT e.rollout, e.judge, e.dimension, e.score, e.rationale, e.model, e.stand_in,
-    e.index < coalesce(w.evaluations, 0) AS counted
-FROM rollout r
-JOIN evaluation e ON e.run = r.run AND e.rollout = r.id
-LEFT JOIN reward w ON w.run = r.run AND w.rollout = r.id
-WHERE r.run = %(run)s AND r.sample_group = ANY(%(ids)s) ORDER BY e.rollout, e.index;
+    e.index < coalesce((SELECT w.evaluations FROM reward w WHERE w.run = e.run AND w.rollout = e.rollout), 0) AS counted
+FROM evaluation e WHERE e.run = %(run)s AND e.rollout = ANY(ARRAY(
+    SELECT id FROM rollout WHERE run = %(run)s AND sample_group = ANY(%(ids)s)))
+ORDER BY e.rollout, e.index;
 
 -- name: rewards
 -- With advantages, where there are any yet.
-SELECT w.rollout, w.value, a.value AS advantage FROM rollout r
-JOIN reward w ON w.run = r.run AND w.rollout = r.id
-LEFT JOIN advantage a ON a.run = r.run AND a.rollout = r.id
-WHERE r.run = %(run)s AND r.sample_group = ANY(%(ids)s);
+SELECT w.rollout, w.value,
+    (SELECT a.value FROM advantage a WHERE a.run = w.run AND a.rollout = w.rollout) AS advantage
+FROM reward w WHERE w.run = %(run)s AND w.rollout = ANY(ARRAY(
+    SELECT id FROM rollout WHERE run = %(run)s AND sample_group = ANY(%(ids)s)));
 
 -- name: reward_parts
 -- In the order of the recipe's rewards.
-SELECT p.rollout, p.name, p.value, p.weight FROM rollout r
-JOIN reward_part p ON p.run = r.run AND p.rollout = r.id
-WHERE r.run = %(run)s AND r.sample_group = ANY(%(ids)s) ORDER BY p.rollout, p.index;
+SELECT p.rollout, p.name, p.value, p.weight
+FROM reward_part p WHERE p.run = %(run)s AND p.rollout = ANY(ARRAY(
+    SELECT id FROM rollout WHERE run = %(run)s AND sample_group = ANY(%(ids)s)))
+ORDER BY p.rollout, p.index;
 
 -- name: save_adapter
 -- The hash names the content, so a conflict is the same adapter.

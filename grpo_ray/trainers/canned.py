@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from grpo_ray.canonical import canonical, digest
 from grpo_ray.protocols import Trainer
-from grpo_ray.types import Adapter, AdapterBytes, Lesson, Update
+from grpo_ray.types import Adapter, AdapterBytes, Lesson, Slope, Update
 
 
 def make_trainer(*, model: str, seconds: float = 0.0) -> Trainer:
@@ -34,6 +34,27 @@ class Canned:
         optimizer = canonical({"updates": adapter.version + 1 if adapter else 1})
         size = sum(abs(a) for _, a in taught) / max(1, len(taught))
         return Update(AdapterBytes(weights.encode(), optimizer.encode()), (("advantage_size", size),))
+
+    def begin(
+        self,
+        adapter: Adapter | None,
+        content: AdapterBytes | None,
+        lessons: Sequence[Lesson],
+        seed: int,
+        rank: int = 0,
+        of: int = 1,
+    ) -> int:
+        self.work = (adapter, content, lessons, seed)
+        return 1
+
+    def slope(self, step: int) -> Slope:
+        return Slope(b"", 0.0, (), 0)
+
+    def apply(self, slopes: Sequence[Slope]) -> str:
+        return ""
+
+    def end(self) -> Update:
+        return self.update(*self.work)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -28,7 +28,7 @@ from grpo_ray.trainers.losses import (
     policy_loss,
     token_weights,
 )
-from grpo_ray.types import Adapter, AdapterBytes, Lesson, Update
+from grpo_ray.types import Adapter, AdapterBytes, Lesson, Slope, Update
 
 from mlx import nn  # isort: skip  (mlx_model puts the BLAS in place first)
 import mlx.optimizers as optim  # isort: skip
@@ -116,6 +116,22 @@ class Plan:
                 raise ConfigError(f"{key} is {getattr(self, key)}: it must be at least 1")
 
 
+@dataclass(slots=True)
+class Work:
+    """An update under way, as trainer `rank` of `of` has it."""
+
+    adapter: Adapter | None
+    content: AdapterBytes | None
+    pupils: list[Pupil]
+    batches: list[list[int]]
+    """The places of each optimizer step's pupils; a trainer takes every `of`-th of them."""
+    optimizer: optim.Adam
+    tally: Tally
+    rank: int
+    of: int
+    fault: str = ""
+
+
 class MlxLoraTrainer:
     """The model and its plan; every update begins from the bytes it is given."""
 
@@ -128,6 +144,7 @@ class MlxLoraTrainer:
         self.read = read_shared if share_prompts and can_share(model.network) else read_plain
         found = find_head(model.network)
         self.head = found if found and found.vocabulary >= SMALL else None
+        self.work: Work | None = None
         if gradient_checkpointing:
             checkpoint_layers(model.network)
         model.network.train()
@@ -135,19 +152,54 @@ class MlxLoraTrainer:
     def update(
         self, adapter: Adapter | None, content: AdapterBytes | None, lessons: Sequence[Lesson], seed: int
     ) -> Update:
+        for step in range(self.begin(adapter, content, lessons, seed)):
+            if self._step(*self._slope(step)):
+                break
+        return self.end()
+
+    def begin(
+        self,
+        adapter: Adapter | None,
+        content: AdapterBytes | None,
+        lessons: Sequence[Lesson],
+        seed: int,
+        rank: int = 0,
+        of: int = 1,
+    ) -> int:
         tally = tally_of(lessons)
         mx.random.seed(seed)
         pupils = self._pupils(lessons)
+        batches = list(self._batches(len(pupils), seed))
         optimizer = self._begin(adapter, content)
         if self.plan.objective.mismatch != "none":
-            pupils = [self._with_correction(pupil) for pupil in pupils]
-        for batch in self._batches(pupils, seed):
-            fault = self._learn(batch, adapter, optimizer, tally)
-            if fault:
-                return Update(content or self._content(self._begin(adapter, None)), (), fault)
-        if not tally.batches:
-            return Update(content or self._content(optimizer), (), NOTHING)
-        return Update(self._content(optimizer), tally.metrics())
+            mine = {index for batch in batches for index in batch[rank::of]}
+            pupils = [self._with_correction(one) if index in mine else one for index, one in enumerate(pupils)]
+        self.work = Work(adapter, content, pupils, batches, optimizer, tally, rank, of)
+        return len(batches)
+
+    def slope(self, step: int) -> Slope:
+        gradient, seen = self._slope(step)
+        flat: Any = tree_flatten(gradient) if gradient else []
+        return Slope(mlx_model.pack(dict(flat), {}) if flat else b"", seen.loss, tuple(seen.sums), seen.tokens)
+
+    def apply(self, slopes: Sequence[Slope]) -> str:
+        gradient: Any = None
+        seen = Batch()
+        for part in slopes:
+            seen.add(part.loss, list(part.sums), part.tokens)
+            if part.gradient:
+                tree = tree_unflatten(list(mlx_model.unpack(part.gradient)[0].items()))
+                gradient = tree if gradient is None else tree_map(mx.add, gradient, tree)
+        return self._step(gradient, seen)
+
+    def end(self) -> Update:
+        work = self._under_way()
+        self.work = None
+        if work.fault:
+            return Update(work.content or self._content(self._begin(work.adapter, None)), (), work.fault)
+        if not work.tally.batches:
+            return Update(work.content or self._content(work.optimizer), (), NOTHING)
+        return Update(self._content(work.optimizer), work.tally.metrics())
 
     def close(self) -> None:
         mlx_model.release()
@@ -215,35 +267,48 @@ class MlxLoraTrainer:
         config = {"optimizer": "adam", "step": numbers(state["step"])}
         return AdapterBytes(mlx_model.adapter_bytes(self.model), mlx_model.pack(moments, config))
 
-    def _batches(self, pupils: list[Pupil], seed: int) -> Iterator[list[Pupil]]:
+    def _batches(self, count: int, seed: int) -> Iterator[list[int]]:
+        """The places of each optimizer step's pupils."""
         for epoch in range(self.plan.epochs):
-            order = list(pupils)
+            order = list(range(count))
             rng(seed, "lessons", epoch).shuffle(order)
-            for start in range(0, len(order), self.plan.groups_per_batch):
+            for start in range(0, count, self.plan.groups_per_batch):
                 yield order[start : start + self.plan.groups_per_batch]
 
-    def _learn(self, batch: list[Pupil], adapter: Adapter | None, optimizer: optim.Adam, tally: Tally) -> str:
-        """One optimizer step from the summed gradient of the batch's groups; returns why not, if it was not taken."""
-        network, plan, reader = self.model.network, self.plan, self.reader()
+    def _under_way(self) -> "Work":
+        if self.work is None:
+            raise ValueError("no update has begun")
+        return self.work
+
+    def _slope(self, step: int) -> tuple[Any, Batch]:
+        """The summed gradient of this trainer's groups of a step (None: it has none), and sums over their tokens."""
+        work, objective, reader = self._under_way(), self.plan.objective, self.reader()
+        batch = [work.pupils[index] for index in work.batches[step]]
         limit = max(pupil.limit for pupil in batch)
-        weights = token_weights([pupil.lengths for pupil in batch], plan.objective.loss, limit)
+        weights = token_weights([pupil.lengths for pupil in batch], objective.loss, limit)
         gradient: Any = None
         seen = Batch()
-        for pupil, row_weights in zip(batch, weights, strict=True):
-            (part, sums), slope = gradient_of(reader, pupil, mx.array(row_weights), plan.objective)
+        for pupil, row_weights in list(zip(batch, weights, strict=True))[work.rank :: work.of]:
+            (part, sums), slope = gradient_of(reader, pupil, mx.array(row_weights), objective)
             gradient = slope if gradient is None else tree_map(mx.add, gradient, slope)
             mx.eval(part, sums, gradient)
             seen.add(numbers(part), numbers(sums), sum(pupil.lengths))
+        return gradient, seen
+
+    def _step(self, gradient: Any, seen: Batch) -> str:
+        """One optimizer step from the whole batch's gradient; returns why not, if it was not taken."""
+        work, plan, network = self._under_way(), self.plan, self.model.network
         gradient, total = optim.clip_grad_norm(gradient, plan.max_grad_norm)
         norm = numbers(mx.array(total))
-        fault = plan.bounds.fault(seen.loss, norm, seen.means())
-        if fault:
-            return fault
-        tally.step(seen, norm)
+        work.fault = plan.bounds.fault(seen.loss, norm, seen.means())
+        if work.fault:
+            return work.fault
+        work.tally.step(seen, norm)
         if not plan.schedule.flat:
-            optimizer.learning_rate = self._rate(adapter) * plan.schedule.factor(numbers(optimizer.state["step"]))
-        optimizer.update(network, gradient)
-        mx.eval(network.trainable_parameters(), optimizer.state)
+            done = numbers(work.optimizer.state["step"])
+            work.optimizer.learning_rate = self._rate(work.adapter) * plan.schedule.factor(done)
+        work.optimizer.update(network, gradient)
+        mx.eval(network.trainable_parameters(), work.optimizer.state)
         return ""
 
 

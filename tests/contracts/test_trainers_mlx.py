@@ -1,5 +1,6 @@
 """The LoRA trainer keeps the Trainer protocol: the same bytes for the same lessons, and it does learn."""
 
+import asyncio
 import json
 from dataclasses import replace
 from random import Random
@@ -11,6 +12,7 @@ from mlx_lm import load as load_with_mlx_lm
 from tiny_model import make_tiny_model
 
 from grpo_ray import mlx_model
+from grpo_ray.crew import share_update
 from grpo_ray.generators.mlx import make_generator
 from grpo_ray.mlx_model import mx
 from grpo_ray.trainers._pupil import Reader, pupil_of, read_plain, read_shared
@@ -243,3 +245,40 @@ def test_an_adapter_of_any_shape_goes_on(folder, lessons, shape):
     assert again.content == trainer.update(FIRST, once.content, lessons[2:], 2).content
     names = mlx_model.unpack(again.content.weights)[0]
     assert len(names) == (14 if "num_layers" in shape else 8)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"loss": loss} for loss in ("dapo", "grpo", "bnpo", "dr_grpo", "gspo", "cispo", "sft", "dpo")]
+    + [{"mismatch": "token_truncate"}, {"kl": 0.1}],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_trainers_that_share_an_update_come_to_that_of_one(folder, lessons, first, settings):
+    """Three trainers, more than some steps have groups, and moved weights, so that ratios aren't 1."""
+    settings = {**SETTINGS, "groups_per_batch": 3, **settings}
+    alone, *several = [make_trainer(model=folder, **settings) for _ in range(4)]
+    expected = alone.update(FIRST, first.content, lessons, 5)
+    shared = asyncio.run(share_update([asking(one) for one in several], FIRST, first.content, lessons, 5))
+    ours, theirs = (mlx_model.unpack(one.content.weights)[0] for one in (shared, expected))
+    start = mlx_model.unpack(first.content.weights)[0]
+    moved = max(mx.abs(theirs[name] - start[name]).max().item() for name in theirs)
+    assert max(mx.abs(ours[name] - theirs[name]).max().item() for name in theirs) < 1e-4 * moved
+    timed = ("tokens_per_s", "seconds")
+    pairs = [(dict(shared.metrics)[name], value) for name, value in expected.metrics if name not in timed]
+    assert np.allclose(*zip(*pairs, strict=True), rtol=1e-4, atol=1e-6)
+
+
+def asking(trainer):
+    """The trainer's verbs, as the crew asks for them."""
+
+    async def ask(verb: str, *given):
+        return getattr(trainer, verb)(*given)
+
+    return ask
+
+
+def test_a_shared_update_that_diverges_leaves_what_was(folder, lessons, first):
+    wild = [replace(lesson, advantages=(3e38, -3e38, 3e38, -3e38)) for lesson in lessons]
+    several = [asking(make_trainer(model=folder, **SETTINGS)) for _ in range(2)]
+    update = asyncio.run(share_update(several, FIRST, first.content, wild, 3))
+    assert "diverged" in update.skipped and update.content == first.content

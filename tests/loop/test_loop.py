@@ -49,6 +49,13 @@ def test_a_run_is_the_same_however_many_generators_take_its_waves(lag: int) -> N
     assert len(first.policies) == min(lag + 1, 5)
 
 
+def test_trainers_share_every_update() -> None:
+    alone, three = stage.recipe(), stage.recipe(trainers=3)
+    end = asyncio.run(taken(stage.beginning(three)))
+    assert end.adapter is not None
+    assert replace(end, recipe=alone) == asyncio.run(taken(stage.beginning(alone)))
+
+
 def test_the_lag_changes_what_is_explored() -> None:
     ends = [asyncio.run(taken(stage.beginning(stage.recipe(lag=lag)))) for lag in (0, 1, 2)]
     assert len({digest(replace(end, recipe=stage.recipe(), policies=())) for end in ends}) == 3

@@ -125,6 +125,14 @@ def test_killing_an_actor_in_the_middle_changes_nothing(
     assert summary["finished"]
 
 
+def test_killing_one_of_two_trainers_begins_their_update_again(
+    cluster_up: None, home: Path, expected: RunState
+) -> None:
+    end, summary = asyncio.run(on_ray(recipe(trainers=2), "without-one-of-two", home, killing("trainers")))
+    assert replace(end, run=expected.run, recipe=expected.recipe) == expected
+    assert summary["finished"]
+
+
 def test_a_person_s_fault_in_an_actor_comes_out_bare(cluster_up: None, home: Path) -> None:
     wrong = recipe(judges=(Named(name="verifyer"),))
     with pytest.raises(MissingError, match="did you mean 'verifier'"):

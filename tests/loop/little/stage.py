@@ -96,13 +96,13 @@ async def crew_over(archive: Archive, state: RunState, generators: int = 1) -> A
     contents = Contents(store)
     desks = [Desk(lambda: make_generator(plan)) for _ in range(generators)]
     named = plan.trainer
-    bench = Desk(lambda: make_trainer(plan.model, named)) if named else None
+    benches = [Desk(lambda: make_trainer(plan.model, named)) for _ in range(plan.trainers)] if named else []
     judges = LocalJudges(plan, CheckingOracle())
-    trainers = LocalTrainers(bench, contents) if bench else None
+    trainers = LocalTrainers(benches, contents) if benches else None
     try:
         yield Crew(LocalGenerators(desks, contents), judges, trainers, store, CheckingOracle(), TASKS)
     finally:
-        for desk in [*desks, *([bench] if bench else [])]:
+        for desk in [*desks, *benches]:
             await desk.close()
 
 
