@@ -1,7 +1,7 @@
 """Rewards made relative: inside a group for the weights, between templates on the same tasks for the population."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 
 import numpy as np
@@ -18,7 +18,8 @@ Cell = tuple[str, str]
 
 def with_advantages(groups: Sequence[ScoredGroup], recipe: Recipe) -> list[Lesson]:
     """One lesson a group, in the groups' order; where nothing can be compared, every advantage is 0."""
-    return [Lesson(group, group_relative([one.reward.value for one in group.rollouts])) for group in groups]
+    relative = KINDS[recipe.advantages]
+    return [Lesson(group, relative([one.reward.value for one in group.rollouts])) for group in groups]
 
 
 def group_relative(rewards: Sequence[float | None]) -> tuple[float, ...]:
@@ -28,19 +29,33 @@ def group_relative(rewards: Sequence[float | None]) -> tuple[float, ...]:
     equal: zeros.
     """
     known = [reward for reward in rewards if reward is not None]
+    if len(known) < 2:
+        return (0.0,) * len(rewards)
+    scale = stdev(known) + EPSILON
+    return tuple(advantage / scale for advantage in centred(rewards))
+
+
+def centred(rewards: Sequence[float | None]) -> tuple[float, ...]:
+    """A_i = r_i − mean (Dr. GRPO, arXiv 2503.20783); missing, lone and equal rewards as `group_relative`."""
+    known = [reward for reward in rewards if reward is not None]
     if len(known) < 2 or min(known) == max(known):
         return (0.0,) * len(rewards)
-    mean, scale = fmean(known), stdev(known) + EPSILON
-    return tuple(0.0 if reward is None else (reward - mean) / scale for reward in rewards)
+    mean = fmean(known)
+    return tuple(0.0 if reward is None else reward - mean for reward in rewards)
 
 
 def leave_one_out(rewards: Sequence[float | None]) -> tuple[float, ...]:
-    """A_i = r_i − mean of the others' rewards (RLOO, arXiv 2402.14740); missing and lone rewards as `group_relative`."""
-    known = [reward for reward in rewards if reward is not None]
-    if len(known) < 2:
-        return (0.0,) * len(rewards)
-    mean, stretch = fmean(known), len(known) / (len(known) - 1)
-    return tuple(0.0 if reward is None else stretch * (reward - mean) for reward in rewards)
+    """A_i = r_i − mean of the others' rewards (RLOO, arXiv 2402.14740); the rest as `group_relative`."""
+    known = sum(reward is not None for reward in rewards)
+    return tuple(known / max(1, known - 1) * advantage for advantage in centred(rewards))
+
+
+KINDS: Mapping[str, Callable[[Sequence[float | None]], tuple[float, ...]]] = {
+    "standardized": group_relative,
+    "centred": centred,
+    "leave_one_out": leave_one_out,
+}
+"""A recipe's `advantages`."""
 
 
 def template_relative(groups: Sequence[ScoredGroup]) -> dict[str, list[float]]:

@@ -123,6 +123,8 @@ class Recipe:
     generator: Named = Named(name="mlx")
     judges: tuple[Named, ...] = (Named(name="verifier"),)
     rewards: tuple[Weighted, ...] = (Weighted(name="verified"),)
+    advantages: Literal["standardized", "centred", "leave_one_out"] = "standardized"
+    """A reward less its group's mean, over the deviation (GRPO) or not (Dr. GRPO), or less the others' mean (RLOO)."""
     evolution: EvolutionSpec = EvolutionSpec()
     trainer: Named | None = Named(name="mlx_lora")
     """None: the weights stay."""

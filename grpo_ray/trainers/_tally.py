@@ -63,8 +63,6 @@ class Tally:
     """The batches of an update and the means they come to."""
 
     mean_length: float
-    zero_variance: float
-    """The share of the lessons whose advantages were all 0."""
     began: float = field(default_factory=time.monotonic)
     batches: list[Batch] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -88,7 +86,6 @@ class Tally:
             *((name, means[name]) for name in (*STATS, "entropy")),
             ("mismatch", self.batches[0].means()["mismatch"]),
             ("mean_length", self.mean_length),
-            ("zero_variance", self.zero_variance),
             ("tokens", float(whole.tokens)),
             ("tokens_per_s", whole.tokens / seconds),
             ("seconds", seconds),

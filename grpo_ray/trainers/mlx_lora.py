@@ -336,5 +336,4 @@ def gradient_of(
 
 def tally_of(lessons: Sequence[Lesson]) -> Tally:
     lengths = [len(rollout.token_ids) for lesson in lessons for rollout in lesson.group.group.rollouts]
-    idle = sum(not any(lesson.advantages) for lesson in lessons)
-    return Tally(sum(lengths) / max(1, len(lengths)), idle / max(1, len(lessons)))
+    return Tally(sum(lengths) / max(1, len(lengths)))

@@ -1,12 +1,13 @@
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_ray.advantages import group_relative, leave_one_out, template_relative, with_advantages
+from grpo_ray.advantages import centred, group_relative, leave_one_out, template_relative, with_advantages
 from grpo_ray.recipe import Named, Recipe
 from grpo_ray.types import Group, Prompt, Reward, Rollout, Sampling, ScoredGroup, ScoredRollout, Task
 
@@ -41,6 +42,20 @@ def test_leave_one_out_compares_with_the_others(values: list[float | None]) -> N
         value = values[place]
         expected = 0.0 if value is None or len(known) < 2 else value - fmean(others)
         assert abs(advantage - expected) < 1e-9
+
+
+@given(rewards)
+def test_centred_advantages_are_unscaled(values: list[float | None]) -> None:
+    known = [value for value in values if value is not None]
+    scale = stdev(known) + 1e-4 if len(known) > 1 else 1.0
+    scaled = [advantage * scale for advantage in group_relative(values)]
+    assert centred(values) == pytest.approx(scaled, abs=1e-9)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("centred", (0.25, -0.25)), ("leave_one_out", (0.5, -0.5))])
+def test_the_recipe_says_which_advantages(kind: str, expected: tuple[float, ...]) -> None:
+    (lesson,) = with_advantages([scored("t", "a", [1.0, 0.5])], replace(RECIPE, advantages=kind))
+    assert lesson.advantages == expected
 
 
 @given(rewards)
