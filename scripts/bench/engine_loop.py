@@ -46,7 +46,7 @@ def recipe(steps: int, lag: int) -> Recipe:
         sampling=SamplingSpec(group_size=4, max_tokens=16),
         plan=PlanSpec(tasks=8, templates=2, wave=8),
         generator=Named(name="canned", settings={"seconds": SAMPLE_S}),
-        judges=(Named(name="slow_judge", settings={"seconds": JUDGE_S}),),
+        judges=(Named(name="slow.judge", settings={"seconds": JUDGE_S}),),
         trainer=Named(name="canned", settings={"seconds": TRAIN_S}),
         evolution=EvolutionSpec(children=0),
     )

@@ -40,7 +40,7 @@ def has(name: str) -> bool:
 def sample_batch(model: Any, tokenizer: Any, prompts: Sequence[list[int]], tokens: int, batch: int) -> None:
     """mlx-lm's batch_generate with one sampler for all, temperature 1."""
     sampler = make_sampler(1.0)
-    sizes = {"completion_batch_size": batch, "prefill_batch_size": min(8, batch)}
+    sizes: dict[str, Any] = {"completion_batch_size": batch, "prefill_batch_size": min(8, batch)}
     batch_generate(model, tokenizer, list(prompts), max_tokens=tokens, sampler=sampler, **sizes)
 
 
@@ -93,7 +93,8 @@ def mlx_lm_lora_step(folder: str, case: Case, rows: int) -> Step:
 
     def step() -> None:
         (loss, _, _), gradient = theirs._grpo_value_and_grad(slope, model, rows, **given)
-        finite = mx.isfinite(loss) & mx.all(mx.stack([mx.isfinite(g).all() for _, g in tree_flatten(gradient)]))
+        leaves: Any = tree_flatten(gradient)
+        finite = mx.isfinite(loss) & mx.all(mx.stack([mx.isfinite(leaf).all() for _, leaf in leaves]))
         assert numbers(finite)
         optimizer.update(model, gradient)
         mx.eval(model.state, optimizer.state)

@@ -13,6 +13,7 @@ from grpo_ray.prompting import check_template, content_hash, load_library, rende
 from grpo_ray.types import Choice, Example, Parameter, Task, Template
 
 LIBRARY = Path(__file__).parents[2] / "prompts.json"
+GENERAL = LIBRARY.parent / "configs" / "general-prompts.json"
 TASK = Task("t-1", "What is 2 + 3?", metadata={"topic": "sums", "items": ["a", "b"]})
 
 
@@ -232,6 +233,17 @@ def test_the_bundled_library_is_what_the_readme_promises() -> None:
     for template in templates:
         assert {parameter.name for parameter in template.parameters} == {"clarity", "context", "reasoning", "few_shot"}
         assert dict(template.settings)["few_shot"] == "0"
+
+
+def test_the_general_library_asks_any_question_in_every_setting() -> None:
+    templates = load_library(GENERAL)
+    assert len(templates) >= 6 and {template.task_type for template in templates} == {"any"}
+    for template in templates:
+        names = [parameter.name for parameter in template.parameters]
+        for labels in product(*([choice.label for choice in parameter.choices] for parameter in template.parameters)):
+            prompt = render(replace(template, settings=tuple(zip(names, labels, strict=True))), TASK, 0)
+            text = prompt.messages[-1].content
+            assert TASK.question in text and '"Answer:"' in text and "  " not in text
 
 
 def test_bundled_prompts_are_short_in_every_setting() -> None:
