@@ -6,7 +6,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from time import monotonic, perf_counter
 from typing import Any
 
-from actors.judge import read_secrets
 from grpo_ray import exam, loop
 from grpo_ray.canonical import plain
 from grpo_ray.crew import StoreControl
@@ -15,6 +14,8 @@ from grpo_ray.launch import open_archive
 from grpo_ray.operations import state_hash
 from grpo_ray.protocols import Archive, Crew
 from grpo_ray.recipe import Config
+from grpo_ray.secrets_file import read_secrets
+from grpo_ray.stopwatch import timed
 from grpo_ray.types import TaskSet
 
 MakeCrew = Callable[[Archive, TaskSet], AbstractAsyncContextManager[Crew]]
@@ -82,8 +83,9 @@ async def _conduct(archive: Archive, run: str, crew: Crew) -> dict[str, Any]:
     if not states:
         raise MissingError(f"run {run} has no saved state; begin a new one")
     began = perf_counter()
-    state = await loop.run(states[-1], crew, StoreControl(archive, run))
-    seconds = {"steps": perf_counter() - began}
+    watched, watch = timed(crew)
+    state = await loop.run(states[-1], watched, StoreControl(archive, run))
+    seconds = {**watch.seconds, "steps": perf_counter() - began}
     finished = state.step >= state.recipe.steps
     if finished and not await crew.store.load_outcome():
         outcome = plain(await exam.outcome(states[0].population, state, crew))

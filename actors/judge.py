@@ -1,18 +1,14 @@
 """The recipe's judges, asynchronous, on the head node: many groups in the air, with a store and an oracle of its own."""
 
 import asyncio
-import os
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 from grpo_ray.crew import LocalJudges, open_oracle
-from grpo_ray.errors import ConfigError
 from grpo_ray.launch import open_archive
 from grpo_ray.llm import Gate
 from grpo_ray.recipe import Config
+from grpo_ray.secrets_file import read_secrets
 from grpo_ray.types import Evaluation, Group
-
-SECRETS = "secrets.env"
 
 
 class Judge:
@@ -45,20 +41,3 @@ class Judge:
 
     def __repr__(self) -> str:
         return f"Judge[{', '.join(judge.name for judge in self._config.recipe.judges)}]"
-
-
-def read_secrets(home: str) -> None:
-    """Put the lines NAME=VALUE of `home/secrets.env` into this process's environment, where they aren't set.
-
-    So API keys never travel through Ray, whose Jobs API shows a runtime environment to anyone.
-    Raises ConfigError when others can read the file.
-    """
-    path = Path(home).expanduser() / SECRETS
-    if not path.exists():
-        return
-    if path.stat().st_mode & 0o077:
-        raise ConfigError(f"others can read the keys in {path}; protect them with: chmod 600 {path}")
-    for line in path.read_text().splitlines():
-        name, _, value = line.removeprefix("export ").partition("=")
-        if name.strip() and not name.startswith("#"):
-            os.environ.setdefault(name.strip(), value.strip().strip("\"'"))

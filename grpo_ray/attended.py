@@ -6,20 +6,34 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from grpo_ray import terminal
+from grpo_ray import operations, terminal
 from grpo_ray.errors import ConfigError, UnreachableError
-from grpo_ray.operations import mean_reward
 from grpo_ray.protocols import Archive
 from grpo_ray.recipe import Config
 from grpo_ray.settings import masked
 
 LOOK_S = 0.5
 ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+async def attend(
+    config: Config, archive: Archive, run: str, resume_line: str, work: Callable[[str], Awaitable[None]]
+) -> dict[str, Any]:
+    """What a run came to; `work`, given the address that judges ask at, is the run itself."""
+    with resumable(resume_line) as ended:
+        async with interruptible(archive, run):
+            print(f"run {run}", file=sys.stderr)
+            with bundled_server(config) as base_url:
+                async with watched(archive, run):
+                    await work(base_url)
+            result = await operations.status(archive, run)
+        ended(bool(result["finished"]))
+    return result
 
 
 @asynccontextmanager
@@ -63,7 +77,7 @@ async def _watch(archive: Archive, run: str, draw: Callable[[dict[str, Any], flo
     while True:
         now = await archive.progress(run)
         if now["step"] > rewarded:
-            rewarded, reward = now["step"], await mean_reward(store, now["step"] - 1)
+            rewarded, reward = now["step"], await operations.mean_reward(store, now["step"] - 1)
         draw(now, reward)
         await asyncio.sleep(LOOK_S)
 

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -89,11 +90,7 @@ def say(value: Any, as_json: bool, look: Callable[[Any], Any]) -> None:
 
 
 @asynccontextmanager
-async def archive_at(home: str, storage: str) -> "AsyncIterator[Archive]":
-    from grpo_ray.launch import open_archive
-    from grpo_ray.recipe import Placement
-
-    archive = await open_archive(Placement(home=home, storage=storage))
+async def closing(archive: "Archive") -> "AsyncIterator[Archive]":
     try:
         yield archive
     finally:
@@ -101,39 +98,52 @@ async def archive_at(home: str, storage: str) -> "AsyncIterator[Archive]":
 
 
 def ask(home: str, storage: str, question: "Callable[[Archive], Awaitable[Any]]") -> Any:
-    """What an operation answers over the archive."""
+    """What an operation answers over the archive, where there is one."""
+    from grpo_ray.launch import open_kept
+    from grpo_ray.recipe import Placement
 
     async def asked() -> Any:
-        async with archive_at(home, storage) as archive:
+        async with closing(await open_kept(Placement(home=home, storage=storage))) as archive:
             return await question(archive)
 
     return asyncio.run(asked())
 
 
 def load(config: Path, sets: list[str] | None) -> "Config":
+    """A config; where it doesn't say in which home and storage runs are kept, the environment does."""
+    from grpo_ray.launch import placed
     from grpo_ray.settings import load_config
 
-    return load_config(config, sets or [])
+    return placed(load_config(config, sets or []), config, sets or [])
 
 
 @app.command()
-def preview(config: File, set: Sets = None) -> None:
+def preview(config: File, set: Sets = None, as_json: Json = False) -> None:
     """One group per template, with every evaluation and reward; nothing is trained, nothing is stored."""
-    from grpo_ray import attended, crew, doctor, launch, operations, terminal
+    from grpo_ray import attended, crew, doctor, launch, operations, secrets_file, terminal
 
-    async def previewed() -> None:
+    async def previewed() -> list[dict[str, Any]]:
+        seen = []
         archive = await launch.open_archive(settings.placement)
         state = await launch.start(archive, settings, inputs)
         with attended.bundled_server(settings) as base_url:
             async with crew.local_crew(settings, archive, state.run, inputs.tasks, base_url) as here:
                 async for template, scored in operations.preview(inputs.templates, settings.recipe, here):
-                    terminal.console().print(terminal.preview(template, scored))
+                    seen.append(operations.seen(template, scored))
+                    if not as_json:
+                        terminal.console().print(terminal.preview(template, scored))
+        return seen
 
     with told():
         settings = launch.untrained(load(config, set))
+        secrets_file.read_secrets(settings.placement.home)
         inputs = launch.load_inputs(settings)
         asyncio.run(doctor.check_reachable(settings.recipe))
-        asyncio.run(previewed())
+        found = asyncio.run(previewed())
+        if as_json:
+            typer.echo(json.dumps(found, ensure_ascii=False, allow_nan=False))
+        if not any(one["rollouts"] for one in found):
+            raise typer.Exit(FAULT)
 
 
 @app.command()
@@ -142,22 +152,25 @@ def run(
     set: Sets = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with a run under the same recipe.")] = None,
     fork: Annotated[str | None, typer.Option(metavar="RUN", help="Go on from a run's state, as a new run.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, say what it takes, start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check what a run checks first, say what it takes, start nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Evolve the templates, train the adapter, and report on held-out tasks."""
-    from grpo_ray import attended, launch, terminal
-    from grpo_ray.doctor import check_reachable
+    from grpo_ray import attended, doctor, launch, secrets_file, terminal
 
     with told():
         if resume and fork:
             raise ConfigError("--resume goes on with a run, --fork begins a new one from it; give one of them")
         settings = load(config, set)
+        secrets_file.read_secrets(settings.placement.home)
         inputs = launch.load_inputs(settings)
+        asyncio.run(doctor.check_reachable(settings.recipe))
         if dry_run:
+            asyncio.run(launch.probe(settings.placement))
             say(launch.plan(settings, inputs), as_json, lambda value: terminal.facts("the plan", value))
             return
-        asyncio.run(check_reachable(settings.recipe))
         again = attended.again(config, set or [])
         result = asyncio.run(_run(settings, inputs, resume, fork, again))
         say(result, as_json, terminal.outcome)
@@ -169,16 +182,18 @@ def run(
 async def _run(
     settings: "Config", inputs: "Inputs", resume: str | None, fork: str | None, again: str
 ) -> dict[str, Any]:
-    """Begin or take up a run, conduct it, and say what it came to; however it ends early, how to go on."""
-    from grpo_ray import launch
+    """Begin or take up a run, conduct it, and say what it came to; however it ends early, how to go on.
 
-    with _joined(settings):
-        archive = await launch.open_archive(settings.placement)
-        try:
+    What fails fast comes first: the archive, then Ray, then the run, so that a fault leaves nothing half begun.
+    """
+    from grpo_ray import attended, launch
+
+    opened = launch.open_kept if resume or fork else launch.open_archive
+    async with closing(await opened(settings.placement)) as archive:
+        with _joined(settings):
             run = await launch.begun(archive, settings, inputs, resume, fork)
-            return await _attend(settings, archive, run, inputs.tasks, f"{again} --resume {run}")
-        finally:
-            await archive.close()
+            work = partial(_work, settings, archive, run, inputs.tasks)
+            return await attended.attend(settings, archive, run, f"{again} --resume {run}", work)
 
 
 def _joined(settings: "Config") -> AbstractContextManager[None]:
@@ -188,22 +203,6 @@ def _joined(settings: "Config") -> AbstractContextManager[None]:
     from actors import cluster
 
     return cluster.joined(settings)
-
-
-async def _attend(
-    settings: "Config", archive: "Archive", run: str, tasks: "TaskSet", resume_line: str
-) -> dict[str, Any]:
-    from grpo_ray import attended, operations
-
-    with attended.resumable(resume_line) as ended:
-        async with attended.interruptible(archive, run):
-            typer.echo(f"run {run}", err=True)
-            with attended.bundled_server(settings) as base_url:
-                async with attended.watched(archive, run):
-                    await _work(settings, archive, run, tasks, base_url)
-            result = await operations.status(archive, run)
-        ended(bool(result["finished"]))
-    return result
 
 
 async def _work(settings: "Config", archive: "Archive", run: str, tasks: "TaskSet", base_url: str) -> None:
@@ -315,7 +314,7 @@ def evaluate(
     storage: Storage = STORAGE,
 ) -> None:
     """Examine a run's last state at temperature 0, in this process; answers that are kept are not asked again."""
-    from grpo_ray import attended, crew, launch, operations, splits, terminal
+    from grpo_ray import attended, crew, launch, operations, secrets_file, splits, terminal
     from grpo_ray.recipe import Config, Placement
 
     async def examined(archive: "Archive") -> dict[str, Any]:
@@ -327,6 +326,7 @@ def evaluate(
                 return await operations.evaluate(row["run"], here, split)
 
     with told():
+        secrets_file.read_secrets(home)
         say(ask(home, storage, examined), as_json, lambda value: terminal.facts("exam", value))
 
 
@@ -361,9 +361,10 @@ def serve(
 
     from grpo_ray import attended, launch
     from grpo_ray.control import app as control
+    from grpo_ray.recipe import Placement
 
     async def served() -> None:
-        async with archive_at(home, storage) as archive:
+        async with closing(await launch.open_archive(Placement(home=home, storage=storage))) as archive:
             site = control.make_app(archive, token=token, port=here, embed=embed, embedding_model=str(embedder))
             typer.echo(f"MCP: http://127.0.0.1:{here}/mcp, token in {Path(home) / control.TOKEN_FILE}", err=True)
             settings = uvicorn.Config(site, log_level="warning", timeout_graceful_shutdown=1)

@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from grpo_ray.backends import make_generator, make_trainer
 from grpo_ray.checker import Checker
+from grpo_ray.errors import ConfigError
 from grpo_ray.llm import Gate, RateGate
 from grpo_ray.oracle import make_oracle
 from grpo_ray.protocols import Archive, Crew, Generator, Oracle, Store, Trainer
@@ -25,6 +26,10 @@ POLL_S = 0.5
 """How often a paused run looks whether it may go on."""
 CONTENTS = 3
 """Adapters whose bytes are kept in memory; a lag of n needs n + 1."""
+
+
+BUGS = (TypeError, NameError, AttributeError, ImportError)
+"""What no reply and no endpoint brings about: a judge's code is wrong, and the run stops."""
 
 
 class Closable(Protocol):
@@ -176,6 +181,11 @@ class LocalJudges:
         oracle = self._oracle.within(f"{step}/{group.id}/{place}-{named.name}")
         try:
             return _checked(await judge(group, oracle, **named.settings), group)
+        except ConfigError as fault:
+            raise ConfigError(f"judges.{place} ({named.name}): {fault}") from fault
+        except BUGS as bug:
+            bug.add_note(f"in the judge {named.name!r} (judges.{place}), over the group {group.id}")
+            raise
         except Exception as fault:  # the one place where a judge's fault becomes a value
             return missing(group, named.name, f"{type(fault).__name__}: {fault}")
 

@@ -15,17 +15,20 @@ from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import DisabledRepoError, HFValidationError, RepositoryNotFoundError
 
 from grpo_ray.backends import LIGHT
-from grpo_ray.errors import GrpoRayError, MissingError, UnreachableError
+from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, UnreachableError
 from grpo_ray.launch import load_inputs, open_archive
 from grpo_ray.recipe import Config, OracleSpec, Placement, Recipe
+from grpo_ray.secrets_file import NAME as SECRETS
+from grpo_ray.secrets_file import read_secrets
 
 GIB = 1024**3
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PATIENCE_S = 10.0
 NANO = Path(__file__).parent / "nano"
+HOME_FIX = "choose a folder of yours with --home or placement.home"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ async def check_all(config: Config | None, home: str = "~/.grpo-ray") -> AsyncIt
         return
     if loads_model(config.recipe):
         yield check_model(config.recipe.model)
+    yield check_secrets(place.home)
     yield check_key(config.recipe.oracle)
     yield await check_endpoint(config.recipe.oracle)
     yield await check_database(place)
@@ -88,7 +92,7 @@ def check_home(home: str) -> Check:
         probe.touch(mode=0o600)
         probe.unlink()
     except OSError as fault:
-        return Check("home", False, f"can't write {path}: {fault.strerror}", "set placement.home to a folder of yours")
+        return Check("home", False, f"can't write {path}: {fault.strerror}", HOME_FIX)
     if (mode := path.stat().st_mode & 0o777) & 0o077:
         return Check("home", False, f"{path} is open to others (mode {mode:04o})", f"chmod 700 {path}")
     return Check("home", True, f"{path}, mode {mode:04o}")
@@ -123,22 +127,38 @@ def loads_model(recipe: Recipe) -> bool:
 
 def check_model(model: str) -> Check:
     """A folder mlx-lm can read, or a hub name that is cached or can be downloaded."""
+    try:
+        return Check("model", True, find_model(model))
+    except (MissingError, UnreachableError) as fault:
+        detail, _, fix = str(fault).rpartition("; ")
+        return Check("model", False, detail, fix)
+
+
+def find_model(model: str) -> str:
+    """In words, where a model is. Raises MissingError, or UnreachableError where the hub can't be asked for it."""
     if folder := _model_folder(model):
         missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).exists()]
         if missing or not list(folder.glob("*.safetensors")):
             lacks = ", ".join(missing or ["*.safetensors"])
-            return Check("model", False, f"{folder} has no {lacks}", "give the folder of a model mlx-lm can load")
-        return Check("model", True, f"{model}: {folder}")
+            raise MissingError(f"{folder} has no {lacks}; give the folder of a model mlx-lm can load")
+        return f"{model}: {folder}"
     if model.startswith((".", "/", "~", "bundled:")) or model.count("/") != 1:
-        return Check("model", False, f"no folder {model}", "set model to an existing folder, or a name like org/model")
+        raise MissingError(f"no folder {model}; set model to an existing folder, or a name like org/model")
     try:
         HfApi().model_info(model, timeout=PATIENCE_S)
-    except (HFValidationError, httpx2.HTTPError, OSError) as fault:
-        first = str(fault).strip().splitlines()[0]
-        return Check(
-            "model", False, f"{model} is neither here nor on the hub: {first}", "check its name and the network"
-        )
-    return Check("model", True, f"{model}: on the hub, downloaded at the first run")
+    except (HFValidationError, RepositoryNotFoundError, DisabledRepoError) as fault:
+        raise MissingError(f"{model} is neither here nor on the hub: {_first(fault)}; check its name") from fault
+    except (httpx2.HTTPError, OSError) as fault:
+        raise UnreachableError(
+            f"{model} is not here, and the hub can't be asked for it: {_first(fault)}; check the network, "
+            "or set model to a local folder"
+        ) from fault
+    return f"{model}: on the hub, downloaded at the first run"
+
+
+def _first(fault: Exception) -> str:
+    """The first line of what a fault says."""
+    return next(iter(str(fault).strip().splitlines()), "") or type(fault).__name__
 
 
 def _model_folder(model: str) -> Path | None:
@@ -156,6 +176,16 @@ def _model_folder(model: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
+def check_secrets(home: str) -> Check:
+    """The file of API keys, whose lines are in this process's environment afterwards."""
+    path = Path(home).expanduser() / SECRETS
+    try:
+        read_secrets(home)
+    except ConfigError as fault:
+        return Check("secrets", False, *str(fault).split("; ", 1))
+    return Check("secrets", True, str(path) if path.exists() else f"no {path}: keys are those of the environment")
+
+
 def check_key(oracle: OracleSpec) -> Check:
     if oracle.base_url == "bundled":
         return Check("key", True, "the bundled stand-in needs none")
@@ -163,7 +193,10 @@ def check_key(oracle: OracleSpec) -> Check:
         return Check("key", True, f"${oracle.api_key_env} is set")
     if urlsplit(oracle.base_url).hostname in LOOPBACK:
         return Check("key", True, "a server on this machine mostly needs none")
-    fix = f"export {oracle.api_key_env}=… (or name another variable in oracle.api_key_env)"
+    fix = (
+        f"export {oracle.api_key_env}=…, or write that line into {SECRETS} in placement.home (mode 600), "
+        "or name another variable in oracle.api_key_env"
+    )
     return Check("key", False, f"${oracle.api_key_env} is not set", fix)
 
 
@@ -194,9 +227,10 @@ async def check_reachable(recipe: Recipe) -> None:
 
     An endpoint that answers, but lists no models, is let through: not every server has such a list.
     """
-    for check in (check_model(recipe.model), check_key(recipe.oracle)):
-        if not check.ok and (check.name != "model" or loads_model(recipe)):
-            raise MissingError(f"{check.detail}; {check.fix}")
+    if loads_model(recipe):
+        find_model(recipe.model)
+    if not (key := check_key(recipe.oracle)).ok:
+        raise MissingError(f"{key.detail}; {key.fix}")
     if recipe.oracle.base_url == "bundled":
         return
     answer = await _ask(recipe.oracle)
@@ -216,8 +250,7 @@ async def _ask(oracle: OracleSpec) -> httpx2.Response:
         async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
             return await client.get(_models_url(oracle), headers={"Authorization": f"Bearer {key}"})
     except (httpx2.HTTPError, httpx2.InvalidURL) as fault:
-        words = str(fault) or type(fault).__name__
-        raise UnreachableError(f"{_models_url(oracle)}: {words}; {_endpoint_fix(oracle)}") from fault
+        raise UnreachableError(f"{_models_url(oracle)}: {_first(fault)}; {_endpoint_fix(oracle)}") from fault
 
 
 def _endpoint_fix(oracle: OracleSpec) -> str:

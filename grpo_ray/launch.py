@@ -1,5 +1,6 @@
 """From a config to a run: read and check everything first, say what it will take, then begin one or take one up."""
 
+import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ JUDGE_TOKENS = (400, 250)
 REWRITE_TOKENS = (3000, 800)
 FREE = ("verifier", "set_parameter", "random_edit")
 """Bundled judges and mutations that ask no endpoint."""
+ENVIRONMENT = {"home": "GRPO_RAY_HOME", "storage": "GRPO_RAY_STORAGE"}
+"""The keys of `placement` that have a default in the environment, and its name there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,44 @@ async def open_archive(placement: Placement) -> Archive:
         return await registry.find("storage", "postgres", "make_storage")(dsn=storage)
     settings = {"home": placement.home} if storage == "embedded" else {}
     return await registry.find("storage", storage, "make_storage")(**settings)
+
+
+async def open_kept(placement: Placement) -> Archive:
+    """The archive that `placement` names, for reading: none is made. Raises MissingError where there is none yet."""
+    home = placement.home
+    if placement.storage == "embedded" and not registry.find("storage", "embedded", "exists")(home):
+        raise MissingError(
+            f"there is no run in {home} yet; start one (grpo-ray run -c FILE), "
+            "or name its folder with --home or placement.home"
+        )
+    return await open_archive(placement)
+
+
+async def probe(placement: Placement) -> None:
+    """Whether the archive could be opened, as far as that shows without making or starting anything.
+
+    Raises what `open_archive` does.
+    """
+    storage = placement.storage
+    if storage.startswith(("postgresql://", "postgres://")):
+        await registry.find("storage", "postgres", "probe")(dsn=storage)
+    elif storage == "embedded":
+        registry.find("storage", "embedded", "probe")(placement.home)
+
+
+def placed(config: Config, path: Path, sets: Sequence[str]) -> Config:
+    """The config, kept where the environment says as far as its file at `path` and `--set` leave that open.
+
+    Raises ConfigError where the environment names no storage.
+    """
+    file = yaml.load(path.expanduser().read_text("utf-8"), yaml.BaseLoader) or {}
+    said = {f"placement.{key}" for key in file.get("placement") or {}} | {one.partition("=")[0].strip() for one in sets}
+    left = [key for key in ENVIRONMENT if not said & {"placement", f"placement.{key}"}]
+    found = {key: value for key in left if (value := os.environ.get(ENVIRONMENT[key]))}
+    placement = replace(config.placement, **found)
+    if problems := list(misplaced(placement)):
+        raise ConfigError(f"${ENVIRONMENT['storage']}: {'; '.join(problems)}")
+    return replace(config, placement=placement)
 
 
 def pairs(sets: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ MLX arrays belong to the thread that made them: load, use and `release` a model 
 
 import ctypes
 import json
+import math
 import os
 import resource
 import sys
@@ -82,8 +83,15 @@ class Lora:
     kind: Kind = "lora"
 
     def __post_init__(self) -> None:
-        if self.kind not in LEAVES:
-            raise ConfigError(f"kind is {self.kind!r}: it must be one of {', '.join(LEAVES)}")
+        wrong = [] if self.kind in LEAVES else [f"kind is {self.kind!r}: it must be one of {', '.join(LEAVES)}"]
+        if self.rank < 1:
+            wrong.append(f"rank is {self.rank}: it must be at least 1")
+        if not 0 < self.scale < math.inf:
+            wrong.append(f"scale is {self.scale}: it must be above 0")
+        if self.num_layers < 1 and self.num_layers != -1:
+            wrong.append(f"num_layers is {self.num_layers}: it must be at least 1, or -1 for all layers")
+        if wrong:
+            raise ConfigError("\n".join(wrong))
 
     def config(self) -> dict[str, Any]:
         """What mlx-lm keeps in adapter_config.json."""

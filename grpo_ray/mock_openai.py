@@ -247,9 +247,7 @@ def _bind(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
     except OSError as fault:
-        raise ConfigError(
-            f"can't listen on {host}:{port}: {fault.strerror}; choose another --port or --host"
-        ) from fault
+        raise ConfigError(f"can't listen on {host}:{port}: {fault.strerror}; choose another --port") from fault
 
 
 def _leave_with_parent(server: uvicorn.Server) -> None:

@@ -333,6 +333,28 @@ async def preview(
                 yield template, score(group, await crew.judges.evaluate(0, group), recipe)
 
 
+def seen(template: Template, scored: ScoredGroup | LostGroup) -> dict[str, Any]:
+    """A group of a preview: template, task, group, and its rollouts, each with its text, evaluations and reward.
+
+    A lost group has no rollouts, and `lost` says why.
+    """
+    if isinstance(scored, LostGroup):
+        task, group, rollouts = scored.prompt.task, scored.id, ()
+    else:
+        task, group, rollouts = scored.group.prompt.task, scored.group.id, scored.rollouts
+    return {
+        "template": template.id,
+        "task": task.id,
+        "question": task.question,
+        "group": group,
+        "rollouts": [
+            {"text": one.rollout.text, "evaluations": plain(one.evaluations), "reward": plain(one.reward)}
+            for one in rollouts
+        ],
+        "lost": scored.reason if isinstance(scored, LostGroup) else None,
+    }
+
+
 async def _state(store: Store, run: str) -> RunState:
     state = await store.load_state()
     if state is None:

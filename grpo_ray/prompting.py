@@ -127,7 +127,16 @@ def check_template(template: Template) -> list[str]:
 def _faults(template: Template) -> list[Problem]:
     syntax = [*_syntax_faults("text", template.text), *_syntax_faults("system", template.system or "")]
     found = [*_identity_faults(template), *syntax, *_parameter_faults(template)]
-    return [*found, *([] if syntax or not template.text.strip() else _placeholder_faults(template))]
+    if not template.text.strip() or not (_parses(template.text) and _parses(template.system or "")):
+        return found
+    return [*found, *_placeholder_faults(template)]
+
+
+def _parses(text: str) -> bool:
+    try:
+        return len(text) <= MAX_CHARACTERS and placeholders(text) is not None
+    except TemplateSyntaxError:
+        return False
 
 
 def _identity_faults(template: Template) -> Iterator[Problem]:

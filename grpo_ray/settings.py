@@ -4,7 +4,7 @@ The keys are those of `recipe.py`: the Recipe's at the top level, and `placement
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
@@ -14,27 +14,20 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import ValidationError
 
+from grpo_ray.bounds import out_of_bounds
 from grpo_ray.canonical import digest, plain, typed
 from grpo_ray.errors import ConfigError, GrpoRayError
 from grpo_ray.recipe import Config, Named, Placement, Recipe
-from grpo_ray.registry import check_settings, find, hint
+from grpo_ray.registry import check_settings, find, hint, placed
 from grpo_ray.scoring import is_trl
+from grpo_ray.wording import shown, worded
 
 PACKAGED = Path(__file__).parent.parent
 """Where the bundled prompts.json lies."""
-
-EXPECTED = {
-    "int": "a whole number",
-    "float": "a number",
-    "string": "text",
-    "bool": "true or false",
-    "dict": "a mapping",
-    "mapping": "a mapping",
-    "tuple": "a list",
-    "list": "a list",
-    "dataclass": "a mapping with `name`, and `settings` where it has some",
-}
-"""The beginning of pydantic's name of an error → what should stand there."""
+NAMES = (("tasks",), ("judges",), ("rewards",), ("evolution", "mutations"))
+"""Where a config has lists of names with settings."""
+PASSES = 9
+"""What is wrong inside something wrong takes another look; keys are at most this deep."""
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -45,13 +38,13 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     problems: list[str] = []
     tree = _override(_read(path) if path else {}, overrides, problems)
     pruned = _known(Recipe, tree, "", problems)
-    placement = pruned.pop("placement", {})
-    try:
-        config = typed(Config, {"recipe": pruned, "placement": {} if placement is None else placement})
-    except ValidationError as error:
-        raise _refused(path, [*problems, *_explain(error, pruned | {"placement": placement})]) from error
-    problems += _out_of_bounds(config)
-    problems += _misnamed(config.recipe)
+    wrong: dict[str, str] = {}
+    config = _typed(pruned, wrong)
+    problems += [f"{key}: {what}" for key, what in wrong.items()]
+    if config is None:
+        raise _refused(path, problems)
+    found = [*out_of_bounds(config), *misplaced(config.placement), *_misnamed(config.recipe, wrong)]
+    problems += [problem for problem in found if not _about(problem.partition(": ")[0], wrong)]
     folder = path.expanduser().resolve().parent if path else Path.cwd()
     resolved = resolve_paths(config, folder, problems)
     if problems:
@@ -108,7 +101,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
     if not isinstance(found, dict | None):
-        raise ConfigError(f"{path}: expected keys and values, got {_shown(found)}")
+        raise ConfigError(f"{path}: expected keys and values, got {shown(found)}")
     return found or {}
 
 
@@ -156,7 +149,7 @@ def _put(holder: Any, default: Any, keys: Sequence[str], value: Any) -> Any:
         old, usual = [*holder, _ABSENT][place], default[place] if _has(default, place) else None
         return [*holder[:place], _put(old, usual, rest, value), *holder[place + 1 :]]
     if not isinstance(holder, dict | None):
-        raise LookupError(f"{key!r} would be inside {masked(_shown(holder))}")
+        raise LookupError(f"{key!r} would be inside {masked(shown(holder))}")
     usual = default.get(key) if isinstance(default, dict) else None
     return {**(holder or {}), key: _put((holder or {}).get(key, _ABSENT), usual, rest, value)}
 
@@ -174,7 +167,7 @@ def _known(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     if get_origin(kind) is tuple and isinstance(value, list):
         return [_known(get_args(kind)[0], item, f"{path}{index}.", problems) for index, item in enumerate(value)]
     if kind in (int, float) and isinstance(value, bool):
-        problems.append(f"{path.removesuffix('.')}: expected a number, got {_shown(value)}")
+        problems.append(f"{path.removesuffix('.')}: expected a number, got {shown(value)}")
     if not is_dataclass(kind) or not isinstance(value, dict):
         return value
     hints = get_type_hints(kind) | (_EXTRA if kind is Recipe else {})
@@ -199,14 +192,73 @@ def _names(kind: Any) -> list[str]:
     return [field.name for field in fields(kind)] if is_dataclass(kind) else []
 
 
-def _explain(error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
-    """One line a wrong or missing value."""
-    found: dict[str, str] = {}
+def _typed(tree: dict[str, Any], wrong: dict[str, str]) -> Config | None:
+    """The Config of a tree; what is wrong goes to `wrong` (path → what), and a default or nothing takes its place.
+
+    So the rest can be looked at too. None where what is left is no config either.
+    """
+    for _ in range(PASSES):
+        placement = tree.get("placement")
+        halves = {
+            "recipe": {key: value for key, value in tree.items() if key != "placement"},
+            "placement": {} if placement is None else placement,
+        }
+        try:
+            return typed(Config, halves)
+        except ValidationError as error:
+            faults = _explain(error, tree)
+        for at, words in faults:
+            wrong.setdefault(".".join(map(str, at)), words)
+            tree = _without(tree, at)
+    return None
+
+
+def _explain(error: ValidationError, tree: Mapping[str, Any]) -> list[tuple[list[str | int], str]]:
+    """(keys, what is wrong there) of each wrong or missing value."""
+    found: list[tuple[list[str | int], str]] = []
     for fault in error.errors():
         keys = [*fault["loc"][1:]] if fault["loc"][0] == "recipe" else [*fault["loc"]]
-        at = keys if fault["type"].startswith("missing") else _reach(tree, keys)
-        found.setdefault(".".join(map(str, at)), _wrong(fault["type"], fault["msg"], fault["input"], keys))
-    return [f"{path}: {what}" for path, what in found.items()]
+        if fault["type"].startswith("missing"):
+            found.append((keys, f"is missing{'; add at least one source of tasks' if keys == ['tasks'] else ''}"))
+        else:
+            found.append((_reach(tree, keys), worded(fault["type"], fault["msg"], fault["input"])))
+    return found
+
+
+def _without(tree: dict[str, Any], at: Sequence[str | int]) -> dict[str, Any]:
+    """The tree without what stands at `at`, or, where nothing does, without what should hold it.
+
+    Items of a list of names keep their places: one that goes leaves a blank name. `tasks` has no default.
+    """
+    for end in range(len(at), 0, -1):
+        holder, key = _at(tree, at[: end - 1]), at[end - 1]
+        if isinstance(holder, dict) and (key in holder or at[:end] == ["tasks"]):
+            return _set(tree, at[:end], [] if list(at[:end]) == ["tasks"] else _ABSENT)
+        if isinstance(holder, list) and tuple(at[: end - 1]) in NAMES:
+            return _set(tree, at[:end], {"name": ""})
+    return tree
+
+
+def _at(tree: Any, keys: Sequence[str | int]) -> Any:
+    for key in keys:
+        inside = isinstance(tree, dict) or (isinstance(tree, list) and isinstance(key, int) and key < len(tree))
+        tree = (tree.get(key) if isinstance(tree, dict) else tree[key]) if inside else None  # pyright: ignore
+    return tree
+
+
+def _set(holder: Any, keys: Sequence[str | int], value: Any) -> Any:
+    """A copy of `holder` with `value` at `keys`; _ABSENT: without that key."""
+    if not keys:
+        return value
+    key, new = keys[0], _set(_at(holder, keys[:1]), keys[1:], value)
+    if isinstance(holder, list):
+        return [new if place == key else item for place, item in enumerate(holder)]
+    return {name: item for name, item in holder.items() if name != key} | ({} if new is _ABSENT else {key: new})
+
+
+def _about(path: str, wrong: Mapping[str, str]) -> bool:
+    """Whether what is wrong already is at `path`, in it or around it."""
+    return any(f"{path}.".startswith(f"{key}.") or key.startswith(f"{path}.") for key in wrong)
 
 
 def _reach(tree: Any, keys: Sequence[str | int]) -> list[str | int]:
@@ -221,58 +273,7 @@ def _reach(tree: Any, keys: Sequence[str | int]) -> list[str | int]:
     return at
 
 
-def _wrong(kind: str, message: str, given: Any, keys: Sequence[str | int]) -> str:
-    if kind.startswith("missing"):
-        return f"is missing{'; add at least one source of tasks' if list(keys) == ['tasks'] else ''}"
-    expected = next((words for start, words in EXPECTED.items() if kind.startswith(start)), "")
-    if kind.startswith("literal") or not expected:
-        return f"{message[0].lower()}{message[1:]}, got {_shown(given)}"
-    return f"expected {expected}, got {_shown(given)}"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    return "nothing" if value is None else repr(value)
-
-
 # ── values ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _out_of_bounds(config: Config) -> Iterator[str]:
-    for path, (good, words) in BOUNDS.items():
-        value = _value(config, path)
-        if value is not None and not good(value):
-            yield f"{path}: {value} is out of bounds; it must be {words}"
-    yield from _inconsistent(config.recipe)
-    yield from misplaced(config.placement)
-
-
-def _value(config: Config, path: str) -> Any:
-    value: Any = config if path.startswith("placement.") else config.recipe
-    for key in path.split("."):
-        value = getattr(value, key)
-    return value
-
-
-def _inconsistent(recipe: Recipe) -> Iterator[str]:
-    if not recipe.tasks:
-        yield "tasks: is empty; add at least one source of tasks"
-    shares = {"rewards": recipe.rewards, "evolution.mutations": recipe.evolution.mutations}
-    for path, parts in shares.items():
-        wrong = [index for index, part in enumerate(parts) if not 0 <= part.weight < float("inf")]
-        yield from (f"{path}.{index}.weight: {parts[index].weight} is out of bounds; 0 or more" for index in wrong)
-        needed = path == "rewards" or recipe.evolution.children
-        if needed and not wrong and not sum(part.weight for part in parts):
-            yield f"{path}: needs at least one entry with a weight above 0"
-    if recipe.evolution.children and recipe.plan.templates < 2:
-        yield "plan.templates: templates are told apart on common tasks; it must be 2 or more, or evolution.children 0"
-    if not all(0 <= price < float("inf") for price in recipe.oracle.usd_per_million):
-        yield "oracle.usd_per_million: a price must be 0 or more"
-    if not recipe.oracle.base_url.startswith(("http://", "https://")) and recipe.oracle.base_url != "bundled":
-        yield f"oracle.base_url: expected bundled or http(s)://HOST…/v1, got {recipe.oracle.base_url!r}"
 
 
 def misplaced(place: Placement) -> Iterator[str]:
@@ -289,17 +290,28 @@ def masked(text: str) -> str:
     return re.sub(r"(:/+[^\s:/@]*:)\S*@|([?&]password=)[^&\s]*", lambda m: f"{m[1]}…@" if m[1] else f"{m[2]}…", text)
 
 
-def _misnamed(recipe: Recipe) -> Iterator[str]:
-    """Names no registry knows, and settings that a named file does not take."""
+def _misnamed(recipe: Recipe, wrong: Mapping[str, str]) -> Iterator[str]:
+    """Names no registry knows, and settings that a named file does not take; not of what is wrong already."""
     for path, folder, entry, named in _named(recipe):
-        given = {"model": recipe.model} if folder in ("generators", "trainers") else {}
+        if _about(path, wrong):
+            continue
         try:
-            if folder != "rewards" or not is_trl(find(folder, named.name, entry)):
-                check_settings(folder, named.name, entry, {**given, **named.settings})
-        except GrpoRayError as error:
-            yield from (f"{path}: {line}" for line in str(error).splitlines())
+            yield from (placed(path, line) for line in _unfit(recipe, folder, entry, named))
         except ImportError as error:
             yield f"{path}: {folder} {named.name!r} can't be loaded on this machine: {error}"
+
+
+def _unfit(recipe: Recipe, folder: str, entry: str, named: Named) -> list[str]:
+    """What is wrong with one name and its settings."""
+    given = {"model": recipe.model} if folder in ("generators", "trainers") else {}
+    if twice := given.keys() & named.settings.keys():
+        return [f"settings.{key}: is the recipe's; set {key!r} at the top" for key in twice]
+    try:
+        if folder != "rewards" or not is_trl(find(folder, named.name, entry)):
+            check_settings(folder, named.name, entry, {**given, **named.settings})
+    except GrpoRayError as error:
+        return str(error).splitlines()
+    return []
 
 
 def _named(recipe: Recipe) -> Iterator[tuple[str, str, str, Named]]:
@@ -351,50 +363,3 @@ _ABSENT = object()
 _EXTRA = {"placement": Placement}
 _DEFAULTS = {field.name: plain(field.default) for field in fields(Recipe) if field.default is not MISSING}
 _DEFAULTS["placement"] = plain(Placement())
-
-Bound = tuple[Callable[[Any], bool], str]
-
-
-def _at_least(low: float) -> Bound:
-    return lambda value: low <= value < float("inf"), f"{low} or more"
-
-
-_POSITIVE: Bound = (lambda value: 0 < value < float("inf"), "above 0")
-_SHARE: Bound = (lambda value: 0 < value <= 1, "above 0, at most 1")
-
-BOUNDS: Mapping[str, Bound] = {
-    "seed": _at_least(0),
-    "steps": _at_least(0),
-    "lag": _at_least(0),
-    "splits.train": _at_least(1),
-    "splits.validation": _at_least(1),
-    "splits.heldout": _at_least(1),
-    "sampling.group_size": (lambda value: value >= 2, "2 or more, for rollouts are compared within their group"),
-    "sampling.temperature": (lambda value: 0 < value <= 5, "above 0, at most 5; at 0 a group's rollouts are all alike"),
-    "sampling.top_p": _SHARE,
-    "sampling.top_k": _at_least(0),
-    "sampling.min_p": (lambda value: 0 <= value < 1, "0 (off) or more, below 1"),
-    "sampling.repetition_penalty": (lambda value: 0 < value <= 10, "above 0, at most 10; 1 is off"),
-    "sampling.stop": (all, "a list of texts, none of them empty"),
-    "sampling.max_tokens": _at_least(1),
-    "sampling.slots": _at_least(1),
-    "plan.tasks": _at_least(1),
-    "plan.templates": _at_least(1),
-    "plan.wave": _at_least(1),
-    "evolution.size": _at_least(1),
-    "evolution.children": _at_least(0),
-    "evolution.min_trials": _at_least(1),
-    "evolution.discount": _SHARE,
-    "trainers": _at_least(1),
-    "gate.tasks": _at_least(0),
-    "gate.z": _at_least(0),
-    "oracle.concurrency": _at_least(1),
-    "oracle.timeout_s": _POSITIVE,
-    "oracle.max_tokens": _at_least(1),
-    "oracle.temperature": (lambda value: 0 <= value <= 5, "between 0 and 5"),
-    "oracle.max_usd": _POSITIVE,
-    "placement.generators": _at_least(1),
-    "placement.judges": _at_least(1),
-    "placement.control_port": (lambda value: 0 <= value <= 65535, "a port, 0 … 65535"),
-}
-"""Dotted path → (what makes a value good, in words); a value of None is always good."""

@@ -7,7 +7,7 @@ from pydantic import ValidationError, validate_call
 from grpo_ray.canonical import digest
 from grpo_ray.errors import ConfigError, GrpoRayError
 from grpo_ray.recipe import Named, Recipe, Splits
-from grpo_ray.registry import check_settings, find
+from grpo_ray.registry import check_settings, find, placed
 from grpo_ray.types import Task, TaskSet
 
 
@@ -19,7 +19,7 @@ def load(recipe: Recipe) -> TaskSet:
         try:
             sources.append(_source(named))
         except GrpoRayError as fault:
-            problems += [f"tasks.{place}: {line}" for line in str(fault).splitlines()]
+            problems += [placed(f"tasks.{place}", line) for line in str(fault).splitlines()]
     if problems:
         raise ConfigError("\n".join(problems))
     return cut(sources, recipe.splits, recipe.seed)
@@ -55,8 +55,9 @@ def sizes(total: int, splits: Splits) -> tuple[int, int, int]:
     if sum(asked.values()) > total:
         listed = ", ".join(f"{name} {count}" for name, count in asked.items())
         raise ConfigError(
-            f"there are {total} different tasks, but the splits take {sum(asked.values())} ({listed}); "
-            "add tasks, or set smaller splits"
+            f"the config's `tasks` hold {total} different question{'s' * (total != 1)}, but the splits take "
+            f"{sum(asked.values())} ({listed}); add tasks, or set splits.train, splits.validation and splits.heldout "
+            f"so that they come to {total} at most"
         )
     return train, validation, heldout
 

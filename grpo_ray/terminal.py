@@ -1,5 +1,6 @@
 """How results look on a terminal. Texts that a model wrote are shown as they are: no markup, control characters visible."""
 
+import os
 import shlex
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from grpo_ray.launch import ENVIRONMENT
 from grpo_ray.recipe import Placement
 from grpo_ray.settings import masked
 from grpo_ray.types import LostGroup, ScoredGroup, ScoredRollout, Template
@@ -97,11 +99,15 @@ def _interval(one: Mapping[str, float]) -> str:
 
 
 def next_steps(result: Mapping[str, Any], place: Placement) -> str:
-    """What to type after a run, each export only where there is something to take away."""
+    """What to type after a run, each export only where there is something to take away.
+
+    Where the run is kept is left out as far as commands in this environment look there unasked.
+    """
     if place.storage == "memory":
         return "nothing of this run is kept; to export, run with: --set placement.storage=embedded"
     asked = {"home": place.home, "storage": masked(place.storage)}
-    where = "".join(f" --{key} {shlex.quote(value)}" for key, value in asked.items() if value != USUAL[key])
+    unsaid = {key: masked(os.environ.get(ENVIRONMENT[key]) or USUAL[key]) for key in asked}
+    where = "".join(f" --{key} {shlex.quote(value)}" for key, value in asked.items() if value != unsaid[key])
     exports = [f"export {result['run_id']} --format chat --out data"] if result["exported_rows"] else []
     exports += [f"export {result['run_id']} --format adapter --out adapter"] if result["adapter"] else []
     lines = [*exports, f"status {result['run_id']}"]

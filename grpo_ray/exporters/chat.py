@@ -74,6 +74,7 @@ def _card(title: str, rows: Sequence[Row], files: dict[str, bytes]) -> str:
         + ", ".join(f"{files[name].count(bytes([10]))} in {split} ({name})" for split, name in splits)
         + ". A task is in one split only, by the hash of its id.",
         "",
+        *_absent(files),
         "`reward` is what the evaluations of the last message were blended into; `template_id`, `rollout_id` and "
         "`adapter` (null: the base model) lead back to what made it. The texts were written by a language model.",
         "",
@@ -81,3 +82,17 @@ def _card(title: str, rows: Sequence[Row], files: dict[str, bytes]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _absent(files: dict[str, bytes]) -> list[str]:
+    """Which splits have no file, why, and what to do about it."""
+    absent = [f"{split} ({name})" for split, name in FILES.items() if name not in files]
+    if not absent:
+        return []
+    wanted = {FILES["train"], FILES["validation"]}
+    advice = "" if wanted <= files.keys() else " `mlx_lm.lora --train` wants train.jsonl and valid.jsonl."
+    return [
+        f"Empty, and so without a file: {', '.join(absent)}. The hash of their ids put none of these few tasks there; "
+        f"an export over more tasks fills every split.{advice}",
+        "",
+    ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from grpo_ray import mlx_model
 from grpo_ray.canonical import short
-from grpo_ray.errors import GrpoRayError
+from grpo_ray.errors import ConfigError, GrpoRayError
 from grpo_ray.generators._decoder import Decoder, Job
 from grpo_ray.generators._names import lost
 from grpo_ray.generators._speech import encode
@@ -22,8 +22,15 @@ from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Prompt, Samp
 
 
 def make_generator(*, model: str, prefill: int = 512) -> Generator:
-    """Load `model` on this thread; `prefill` prompt tokens are read at a time."""
+    """Load `model` on this thread; `prefill` prompt tokens are read at a time. Raises ConfigError."""
+    check_settings(model=model, prefill=prefill)
     return MlxGenerator(mlx_model.load(model), prefill)
+
+
+def check_settings(*, model: str, prefill: int = 512) -> None:
+    """Raise ConfigError for a `prefill` that can't be."""
+    if prefill < 1:
+        raise ConfigError(f"prefill is {prefill}: it must be at least 1")
 
 
 class MlxGenerator:

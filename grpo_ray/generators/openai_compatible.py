@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,10 +50,14 @@ def make_generator(
     at a time; 408, 409, 429, 5xx and lost connections are tried `retries` times more. The key is read from the
     environment variable `api_key_env`; servers on loopback need none. Raises ConfigError.
     """
-    if not base_url.startswith(("http://", "https://")):
-        raise ConfigError(f"generator.settings.base_url: expected http(s)://HOST…/v1, got {base_url!r}")
-    if concurrency < 1 or timeout_s <= 0 or retries < 0:
-        raise ConfigError("generator.settings: concurrency must be 1 or more, timeout_s above 0, retries 0 or more")
+    check_settings(
+        model=model,
+        base_url=base_url,
+        served_model=served_model,
+        concurrency=concurrency,
+        timeout_s=timeout_s,
+        retries=retries,
+    )
     local = urlsplit(base_url).hostname in LOOPBACK
     client = OpenAI(
         api_key=_key(base_url, api_key_env, local),
@@ -62,6 +67,30 @@ def make_generator(
         http_client=DefaultHttpx2Client(trust_env=False) if local else None,
     )
     return OpenAICompatible(client, served_model or model, concurrency)
+
+
+def check_settings(
+    *,
+    model: str,
+    base_url: str,
+    served_model: str | None = None,
+    concurrency: int = 1,
+    timeout_s: float = 1.0,
+    retries: int = 0,
+    **others: Any,
+) -> None:
+    """Raise ConfigError listing every value of make_generator's settings that can't be; nothing is asked for it."""
+    wrong: list[str] = []
+    if not base_url.startswith(("http://", "https://")):
+        wrong.append(f"base_url is {base_url!r}: expected http(s)://HOST…/v1")
+    if not served_model and model.startswith("bundled:"):
+        wrong.append(
+            f"served_model is needed: no endpoint serves the recipe's model {model!r}; set it to a model of {base_url}"
+        )
+    if concurrency < 1 or not 0 < timeout_s < inf or retries < 0:
+        wrong.append("concurrency must be 1 or more, timeout_s above 0, retries 0 or more")
+    if wrong:
+        raise ConfigError("\n".join(wrong))
 
 
 class Unanswered(Exception):
@@ -206,8 +235,16 @@ class OpenAICompatible:
             case openai.AuthenticationError() | openai.PermissionDeniedError():
                 return f"{where} refused the key; see generator.settings.api_key_env: {text}"
             case openai.NotFoundError():
-                return f"{where} knows no model {self.model!r}, or no such route: {text}"
-        return f"{where}: {text}"
+                return (
+                    f"{where} knows no model {self.model!r}, or no such route: {text}; set generator.settings.served_model "
+                    "to a model that it serves, or generator.settings.base_url to a URL that ends in /v1"
+                )
+            case openai.BadRequestError() | openai.UnprocessableEntityError():
+                return (
+                    f"{where} refused the request for {self.model!r}: {text}; change what it names under sampling, or "
+                    "generator.settings.served_model"
+                )
+        return f"{where}: {text}; if it stays so, check generator.settings.base_url and generator.settings.served_model"
 
 
 def _rollout(prompt: Prompt, index: int, said: _Said, sampling: Sampling) -> Rollout:

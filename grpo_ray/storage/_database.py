@@ -80,6 +80,10 @@ class Database:
             await connection.close()
         self._pool = await _pool(dsn)
 
+    async def probe(self) -> None:
+        """Connect, and leave again. Raises UnreachableError naming the database but never its password."""
+        await (await self._connect(await self._revive())).close()
+
     async def transact(self, work: Callable[[Session], Awaitable[T]]) -> T:
         """Run `work` in one transaction; again, from its beginning, when the server went away meanwhile.
 

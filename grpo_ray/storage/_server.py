@@ -227,7 +227,8 @@ def folder_in(home: Path) -> Path:
                 folder.symlink_to(place)
     except OSError as fault:
         raise ConfigError(
-            f"can't keep the database in {home}: {fault.strerror}; set placement.home to a folder of yours"
+            f"can't keep the database in {home}: {fault.strerror}; choose a folder of yours "
+            "with --home or placement.home"
         ) from fault
     return folder.resolve()
 

@@ -49,6 +49,30 @@ def dsn(home: str | Path) -> str:
         raise ConfigError(_not_ours(home)) from fault
 
 
+def exists(home: str | Path) -> bool:
+    """Whether `home` has a database, or something in its place that opening it will explain. Makes nothing."""
+    place = Path(home).expanduser() / "postgres"
+    try:
+        (place / "data").stat()
+    except FileNotFoundError:
+        return place.is_symlink() and not place.exists()
+    except OSError:
+        return True
+    return True
+
+
+def probe(home: str | Path) -> None:
+    """Whether a database could be kept in `home`, as far as that shows without making anything. Raises ConfigError."""
+    folder = Path(home).expanduser()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"can't keep the database in {home}: {folder} is no folder that we may write; choose a folder of yours "
+            "with --home or placement.home"
+        )
+
+
 def remove(home: str | Path) -> None:
     """Stop `home`'s server, whoever uses it, and delete everything in it; the folder it may link to as well."""
     place = Path(home).expanduser() / "postgres"
@@ -109,4 +133,7 @@ def _open(path: Path) -> int:
 
 
 def _not_ours(home: str | Path) -> str:
-    return f"the database in {home} belongs to another user; run as that user, or set placement.home to another folder"
+    return (
+        f"the database in {home} belongs to another user; run as that user, or choose another folder "
+        "with --home or placement.home"
+    )

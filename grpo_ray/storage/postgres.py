@@ -21,6 +21,17 @@ async def make_storage(*, dsn: str) -> Archive:
 
     Raises UnreachableError or ConfigError, which name the database but never its password.
     """
+    database = _database(dsn)
+    await database.open()
+    return PostgresArchive(database)
+
+
+async def probe(*, dsn: str) -> None:
+    """Whether the database `dsn` answers; nothing in it changes. Raises what `make_storage` does."""
+    await _database(dsn).probe()
+
+
+def _database(dsn: str) -> Database:
     try:
         conninfo.conninfo_to_dict(dsn)
     except ProgrammingError as fault:
@@ -31,9 +42,7 @@ async def make_storage(*, dsn: str) -> Archive:
     async def same() -> str:
         return dsn
 
-    database = Database(same)
-    await database.open()
-    return PostgresArchive(database)
+    return Database(same)
 
 
 class PostgresArchive(Archive):

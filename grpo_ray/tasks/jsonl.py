@@ -42,7 +42,8 @@ def load_tasks(
     if problems:
         raise ConfigError("\n".join(_report(path, problems)))
     if not tasks:
-        raise ConfigError(f"{path} holds no tasks; write one JSON object a line, such as {{{question!r}: …}}")
+        example = json.dumps({question: "What is 2 + 2?", answer: "4"}, ensure_ascii=False)
+        raise ConfigError(f"{path} holds no tasks; write one JSON object a line, such as {example}")
     return tuple(tasks)
 
 

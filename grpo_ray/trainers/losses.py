@@ -64,7 +64,7 @@ def _not_among(key: str, value: object, allowed: Sequence[str]) -> str:
 
 
 def _below(key: str, value: float, least: float) -> str:
-    return f"{key} is {value}: it must be at least {least:g}" if value < least else ""
+    return f"{key} is {value}: it must be at least {least:g}" if not value >= least else ""
 
 
 def token_logprobs(logits_G_T_V: mx.array, tokens_G_T: mx.array, temperature: float) -> tuple[mx.array, mx.array]:

@@ -4,8 +4,10 @@ A group is trained, not its sequences (see _pupil.py). Everything an update star
 moments and step count), so a restarted trainer, or a repeated update, does the same.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from inspect import signature
+from math import inf
 from typing import Any
 
 from grpo_ray import mlx_model
@@ -95,9 +97,32 @@ def make_trainer(
     return MlxLoraTrainer(mlx_model.load(model), lora, plan, share_prompts, gradient_checkpointing)
 
 
+def check_settings(**settings: Any) -> None:
+    """Raise ConfigError listing every value of make_trainer's settings that can't be; nothing is loaded for it."""
+    usual = {p.name: p.default for p in signature(make_trainer).parameters.values()}
+    chosen = usual | settings
+    whole = {"objective": Objective(), "schedule": Schedule(), "bounds": Bounds()}
+    plan: dict[str, Any] = {field.name: chosen.get(field.name) for field in fields(Plan)} | whole
+    parts: Sequence[Callable[[], object]] = [
+        lambda: Lora(rank=chosen["rank"], scale=chosen["scale"], num_layers=chosen["num_layers"], kind=chosen["kind"]),
+        lambda: Objective(**{field.name: chosen[field.name] for field in fields(Objective)}),
+        lambda: Schedule(chosen["schedule"], chosen["warmup_steps"], chosen["schedule_steps"]),
+        lambda: Bounds(**{field.name: chosen[f"stop_{field.name}"] for field in fields(Bounds)}),
+        lambda: Plan(**plan),
+    ]
+    problems: list[str] = []
+    for part in parts:
+        try:
+            part()
+        except ConfigError as fault:
+            problems += str(fault).splitlines()
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How an update goes through its lessons. Raises ConfigError for counts below 1."""
+    """How an update goes through its lessons. Raises ConfigError naming every number that can't be."""
 
     objective: Objective
     schedule: Schedule
@@ -111,9 +136,15 @@ class Plan:
     overlong: int
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "groups_per_batch"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key} is {getattr(self, key)}: it must be at least 1")
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        above = [(key, "above 0", 0 < given[key] < inf) for key in ("learning_rate", "max_grad_norm")]
+        least = [(key, "at least 0", 0 <= given[key] < inf) for key in ("weight_decay", "overlong")]
+        counts = [(key, "at least 1", given[key] >= 1) for key in ("epochs", "groups_per_batch")]
+        wrong = [
+            f"{key} is {given[key]}: it must be {words}" for key, words, good in above + least + counts if not good
+        ]
+        if wrong:
+            raise ConfigError("\n".join(wrong))
 
 
 @dataclass(slots=True)

@@ -69,6 +69,15 @@ def test_chat_writes_sorted_lines_with_the_way_back(tmp_path: Path) -> None:
     assert lines(out, "train.jsonl")[-1]["messages"][-1]["content"] == HOSTILE.replace("\ud800", "\ufffd")
 
 
+def test_the_card_says_which_splits_are_empty_and_why(tmp_path: Path) -> None:
+    whole, part = chat.export(ROWS, tmp_path / "whole"), chat.export(ROWS[1:3], tmp_path / "part")
+    assert "Empty" not in (whole / "README.md").read_text()
+    card = (part / "README.md").read_text()
+    assert "Empty, and so without a file: validation (valid.jsonl), test (test.jsonl)." in card
+    assert "wants train.jsonl and valid.jsonl" in card
+    assert not (part / "valid.jsonl").exists()
+
+
 def test_chat_writes_the_same_bytes_whatever_the_order(tmp_path: Path) -> None:
     one, two = chat.export(ROWS, tmp_path / "one"), chat.export(ROWS[::-1], tmp_path / "two")
     assert everything(one) == everything(two)

@@ -11,7 +11,7 @@ from actors.coordinator import conduct
 from grpo_ray import exam, loop
 from grpo_ray.canonical import digest
 from grpo_ray.crew import StoreControl
-from grpo_ray.errors import UnreachableError
+from grpo_ray.errors import ConfigError, UnreachableError
 from grpo_ray.protocols import Archive, Generators
 from grpo_ray.recipe import Named, RunState
 from grpo_ray.types import Adapter, Group, LostGroup, Score, ScoredGroup, Task, Wave
@@ -131,6 +131,26 @@ def test_a_judge_that_fails_leaves_missing_scores_with_its_reason() -> None:
     assert all(rollout.reward.value is not None for group in found for rollout in group.rollouts)
 
 
+@pytest.mark.parametrize(("bug", "kind"), [("type", TypeError), ("attribute", AttributeError), ("name", NameError)])
+def test_a_judge_with_a_bug_stops_the_run_and_is_named(bug: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as caught:
+        asyncio.run(judged(Named(name="little.buggy", settings={"bug": bug})))
+    assert any("in the judge 'little.buggy' (judges.1)" in note for note in caught.value.__notes__)
+
+
+def test_a_judge_that_refuses_its_settings_stops_the_run_and_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"judges\.1 \(little\.buggy\): no such bug"):
+        asyncio.run(judged(Named(name="little.buggy", settings={"bug": "settings"})))
+
+
+async def judged(judge: Named) -> None:
+    """One step with the verifier and `judge`."""
+    state = stage.beginning(stage.recipe(judges=(Named(name="verifier"), judge), steps=1))
+    archive = await stage.archive_with(state)
+    async with stage.crew_over(archive, state) as crew:
+        await conduct(archive, state.run, crew)
+
+
 def test_stop_is_heard_at_the_edge_and_a_resume_goes_on() -> None:
     async def stopped() -> tuple[RunState, RunState]:
         state = stage.beginning(stage.recipe())
@@ -176,7 +196,8 @@ def test_a_finished_run_has_an_outcome_on_held_out_tasks() -> None:
     assert first["finished"] and first["step"] == 4
     assert kept["both"]["tasks"] == len(stage.TASKS.heldout)
     assert 0 <= kept["start_best"]["accuracy"] <= 1
-    assert set(kept["seconds"]) == {"steps", "outcome"}
+    assert set(kept["seconds"]) == {"sample", "judge", "train", "steps", "outcome"}
+    assert all(kept["seconds"][stage] <= kept["seconds"]["steps"] for stage in ("sample", "judge", "train"))
 
 
 SILENT = stage.TASKS.heldout[:2]

@@ -168,6 +168,9 @@ def test_a_thought_told_apart_comes_back_into_the_text() -> None:
         (lambda body: refusal(400, "the prompt is too long"), "too long"),
         (lambda body: refusal(401, "no such key"), "api_key_env"),
         (lambda body: refusal(404, "no such model"), "knows no model 'stand-in'"),
+        (lambda body: refusal(404, "no such model"), "set generator.settings.served_model"),
+        (lambda body: refusal(400, "the prompt is too long"), "generator.settings.served_model"),
+        (lambda body: refusal(503, "loading"), "check generator.settings.base_url"),
         (lambda body: refusal(429, "You exceeded your current quota", code="insufficient_quota"), "quota"),
         (lambda body: refusal(503, "loading"), "loading"),
         (lambda body: JSONResponse({"choices": []}), "does the URL end in /v1"),
@@ -213,11 +216,12 @@ def test_an_adapter_is_refused() -> None:
         ({"base_url": "localhost:1"}, "base_url"),
         ({"base_url": "https://example.org/v1", "api_key_env": "GRPO_RAY_NO_SUCH_KEY"}, "GRPO_RAY_NO_SUCH_KEY"),
         ({"base_url": "http://127.0.0.1:9/v1", "concurrency": 0}, "concurrency"),
+        ({"base_url": "http://127.0.0.1:9/v1", "model": "bundled:nano"}, "served_model is needed"),
     ],
 )
 def test_wrong_settings_name_themselves(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
-        make_generator(model="m", **settings)
+        make_generator(**{"model": "m", **settings})
 
 
 # ── in a run ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -196,7 +196,7 @@ def test_resuming_takes_back_an_earlier_stop() -> None:
 
 def test_exporting_in_an_unknown_format_names_the_known() -> None:
     async def main() -> None:
-        with pytest.raises(MissingError, match="no exporters file is called 'chatt'"):
+        with pytest.raises(MissingError, match="there is no export format 'chatt'; did you mean 'chat'"):
             await operations.export(await small_archive(), RUN, "chatt", "out")
 
     asyncio.run(main())

@@ -255,3 +255,12 @@ def test_bundled_prompts_are_short_in_every_setting() -> None:
             if dict(settings)["few_shot"] == "0":
                 prompt = render(replace(template, settings=settings), Task("t", question), 0)
                 assert sum(len(message.content) for message in prompt.messages) <= 300
+
+
+def test_a_forbidden_word_hides_no_wrong_placeholder() -> None:
+    found = check_template(Template("x", "{% for a in question %}{{ a }}{% endfor %}{{ qestion }}"))
+    assert any("'for' in line 1 is not allowed" in line for line in found)
+    assert any("the placeholder 'qestion' is unknown; did you mean 'question'?" in line for line in found)
+    assert check_template(Template("x", "{{ qestion")) == [
+        "text: broken Jinja2 in line 1: unexpected end of template, expected 'end of print statement'."
+    ]

@@ -8,9 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo_ray.bounds import BOUNDS
 from grpo_ray.errors import ConfigError
 from grpo_ray.recipe import Config, Placement, Recipe
-from grpo_ray.settings import BOUNDS, load_config, masked, recipe_hash
+from grpo_ray.settings import load_config, masked, recipe_hash
 
 CANNED = ("generator.name=canned", "trainer.name=canned", "evolution.mutations=[{name: set_parameter}]")
 
@@ -223,6 +224,91 @@ def test_unknown_names_and_settings_are_refused_with_their_path(folder: Path) ->
         "tasks.0: tasks 'jsonl' needs the setting 'path'",
     ):
         assert expected in message
+
+
+def test_values_of_settings_are_of_their_annotations_types(folder: Path) -> None:
+    message = refusal(
+        folder,
+        "generator.settings={rate: abc, spread: true, form: 3}",
+        "judges=[{name: rubric, settings: {dimensions: 3}}, {name: rubric, settings: {dimensions: {clear: 4}}}]",
+        "rewards=[{name: format, settings: {finish_share: [1]}}]",
+        "evolution.mutations.0.settings.second=often",
+        "tasks.1={name: reasoning_gym, settings: {dataset: chain_sum, size: 3.5}}",
+    )
+    for expected in (
+        "generator.settings.rate: expected a number, got 'abc'",
+        "generator.settings.spread: expected a number, got true",
+        "generator.settings.form: expected text, got 3",
+        "judges.0.settings.dimensions: expected a mapping, got 3",
+        "judges.1.settings.dimensions.clear: expected text, got 4",
+        "rewards.0.settings.finish_share: expected a number, got a list",
+        "evolution.mutations.0.settings.second: expected a number, got 'often'",
+        "tasks.1.settings.size: expected a whole number, got 3.5",
+    ):
+        assert f"  {expected}\n" in f"{message}\n"
+    assert "8 problems" in message
+
+
+def test_a_whole_number_is_a_number_and_null_may_be_one(folder: Path) -> None:
+    load(folder, "generator.settings.rate=1", "judges.0={name: rubric, settings: {dimensions: null}}")
+
+
+def test_the_recipes_model_is_not_given_twice(folder: Path) -> None:
+    assert "generator.settings.model: is the recipe's" in refusal(folder, "generator.settings.model=other")
+
+
+def test_an_endpoint_needs_the_name_of_the_model_it_serves(folder: Path) -> None:
+    endpoint = "generator={name: openai_compatible, settings: {base_url: http://127.0.0.1:9/v1}}"
+    assert "generator.settings: served_model is needed" in refusal(folder, endpoint)
+    load(folder, endpoint, "generator.settings.served_model=theirs")
+    load(folder, endpoint, "model=theirs")
+
+
+@pytest.mark.mlx
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("rank=abc", "trainer.settings.rank: expected a whole number, got 'abc'"),
+        ("rank=0", "trainer.settings: rank is 0: it must be at least 1"),
+        ("loss=gropo", "trainer.settings.loss: expected 'dapo', 'grpo'"),
+        ("keys=[1]", "trainer.settings.keys.0: expected text, got 1"),
+        ("keys=q_proj", "trainer.settings.keys: "),
+        ("stop_kl=x", "trainer.settings.stop_kl: expected a number, got 'x'"),
+        ("learning_rate=0", "trainer.settings: learning_rate is 0: it must be above 0"),
+        ("learning_rate=.nan", "trainer.settings: learning_rate is nan"),
+        ("epochs=0", "trainer.settings: epochs is 0: it must be at least 1"),
+        ("schedule=linear", "trainer.settings: schedule_steps is 0"),
+        ("stop_kl=-1", "trainer.settings: the bound on kl is negative"),
+        ("delta=1", "trainer.settings: delta is 1"),
+        ("num_layers=0", "trainer.settings: num_layers is 0"),
+    ],
+)
+def test_wrong_values_of_the_trainer_are_refused_before_a_run(folder: Path, override: str, expected: str) -> None:
+    assert expected in refusal(folder, "trainer={name: mlx_lora}", f"trainer.settings.{override}")
+
+
+@pytest.mark.mlx
+def test_right_values_of_the_trainer_pass_and_several_wrong_ones_are_listed(folder: Path) -> None:
+    load(folder, "trainer={name: mlx_lora, settings: {stop_kl: null, keys: [mlp.up_proj], delta: 2, learning_rate: 1}}")
+    message = refusal(folder, "trainer={name: mlx_lora, settings: {rank: 0, scale: 0, epochs: 0, cispo_cap: 0}}")
+    assert "4 problems" in message
+
+
+def test_what_is_out_of_bounds_is_listed_beside_what_has_the_wrong_type(folder: Path) -> None:
+    message = refusal(folder, "steps=abc", "lag=-1", "sampling.group_size=1", "oracle.base_url=foo", "judges.1=rubrik")
+    assert "5 problems" in message
+    for path in ("steps", "lag", "sampling.group_size", "oracle.base_url", "judges.1"):
+        assert f"  {path}: " in message
+
+
+def test_a_wrong_type_leaves_the_places_of_its_neighbours(folder: Path) -> None:
+    message = refusal(folder, "judges=[{name: 3}, {name: rubrik}, 5]", "tasks=7", "trainer={settings: {rank: 0}}")
+    assert "  judges.0.name: expected text, got 3" in message
+    assert "  judges.1: no judges file is called 'rubrik'" in message
+    assert "  judges.2: expected a mapping" in message
+    assert "  tasks: expected a list, got 7" in message
+    assert "  trainer.name: is missing" in message
+    assert "5 problems" in message
 
 
 def test_values_out_of_bounds_are_listed(folder: Path) -> None:

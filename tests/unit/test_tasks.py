@@ -133,3 +133,11 @@ def test_a_number_is_itself_however_it_is_written(value: int) -> None:
     task = Task("t", "?", str(value), verifier="jsonl")
     assert jsonl.verify(f"Answer: {value:,}", task) == jsonl.verify(f"Answer: {value}.0", task) == 1.0
     assert jsonl.verify(f"Answer: {value + 1}", task) == 0.0
+
+
+def test_the_example_of_an_empty_file_is_a_task(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no tasks") as caught:
+        jsonl.load_tasks(path=write(tmp_path / "t.jsonl", ""), question='the "question"')
+    example = str(caught.value).partition("such as ")[2]
+    (task,) = jsonl.load_tasks(path=write(tmp_path / "t.jsonl", example), question='the "question"')
+    assert task.answer == "4"
