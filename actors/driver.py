@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 def connected(place: Placement, trainers: int = 1) -> Iterator[None]:
     """Inside, Ray is there: one of its own (`local`), or the cluster at `placement.ray`. Raises UnreachableError.
 
-    A driver that `ray job submit` started is in a cluster already, and stays in it.
+    A driver that `ray job submit` started is in a cluster already, and stays in it. What Ray prints (that a worker
+    died, say) goes to stderr: stdout is for results.
     """
     address = "auto" if place.ray == "local" and JOB in os.environ else place.ray
     mine: dict[str, Any] = {"runtime_env": {"env_vars": NUMERIC}}
@@ -43,11 +45,12 @@ def connected(place: Placement, trainers: int = 1) -> Iterator[None]:
     except Exception as fault:  # Ray raises bare ones too, as when a busy machine starts it too slowly
         ray.shutdown()
         raise UnreachableError(_no_cluster(address, fault)) from fault
-    try:
-        _guard_token()
-        yield
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):
+        try:
+            _guard_token()
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _no_cluster(address: str, fault: Exception) -> str:
