@@ -57,7 +57,7 @@ async def outcome(start: Population, state: RunState, crew: Crew) -> Outcome:
     recipe, last, tasks = state.recipe, state.adapter, crew.tasks.heldout
     first = await choose(start, None, recipe, crew, finalists=None)
     evolved = await choose(state.population, None, recipe, crew)
-    tuned = await choose(state.population, last, recipe, crew)
+    tuned = await choose(state.population, last, recipe, crew, also=(first, evolved))
     everyone = [(template, task) for template in start.templates for task in tasks if fits(template, task)]
     arms = {
         "start_mean": await examine("heldout", everyone, None, recipe, crew),
@@ -77,15 +77,24 @@ async def outcome(start: Population, state: RunState, crew: Crew) -> Outcome:
 
 
 async def choose(
-    population: Population, adapter: Adapter | None, recipe: Recipe, crew: Crew, finalists: int | None = FINALISTS
+    population: Population,
+    adapter: Adapter | None,
+    recipe: Recipe,
+    crew: Crew,
+    finalists: int | None = FINALISTS,
+    also: Sequence[Choice] = (),
 ) -> dict[str, Template]:
-    """For each task type the template that does best on its validation tasks; ties go to the fitter one."""
+    """For each task type the template that does best on its validation tasks; ties go to the fitter one.
+
+    Looked at are the `finalists` fittest (None: all), and what was chosen before, without the adapter (`also`).
+    """
     members = sorted(population.members, key=lambda member: -member.fitness())
     kinds = sorted({task.task_type for task in crew.tasks.validation + crew.tasks.heldout})
     chosen: dict[str, Template] = {}
     for kind in kinds:
         tasks = [task for task in crew.tasks.validation if task.task_type == kind]
-        able = [member.template for member in members if fits(member.template, kind)][:finalists]
+        fittest = [member.template for member in members if fits(member.template, kind)][:finalists]
+        able = list({one.id: one for one in [*fittest, *(choice[kind] for choice in also)]}.values())
         pairs = [(template, task) for template in able for task in tasks]
         scores = await examine("validation", pairs, adapter, recipe, crew)
         means = {t.id: accuracy([s for s in scores if s.template_id == t.id]).accuracy for t in able}

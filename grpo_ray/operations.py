@@ -308,7 +308,7 @@ async def evaluate(run: str, crew: Crew, split: str = "heldout") -> dict[str, An
         return {"run_id": run, "split": split, "step": state.step, **(heldout(found) or {})}
     tasks = getattr(crew.tasks, split)
     first = await exam.choose(start, None, state.recipe, crew, finalists=None)
-    tuned = await exam.choose(state.population, state.adapter, state.recipe, crew)
+    tuned = await exam.choose(state.population, state.adapter, state.recipe, crew, also=(first,))
     before = await exam.examine(split, exam.under(first, tasks), None, state.recipe, crew)
     after = await exam.examine(split, exam.under(tuned, tasks), state.adapter, state.recipe, crew)
     mean, low, high = exam.difference(before, after)

@@ -228,6 +228,20 @@ def test_an_exam_leaves_out_what_nobody_could_judge() -> None:
     assert set(exam.by_task(first)) == {task.id for task in stage.TASKS.heldout[2:]}
 
 
+def test_what_was_chosen_before_stands_for_election_again() -> None:
+    async def choices() -> list[dict]:
+        state = stage.beginning(stage.recipe())
+        archive = await stage.archive_with(state)
+        async with stage.crew_over(archive, state) as crew:
+            given = (state.population, None, state.recipe, crew)
+            best = await exam.choose(*given, finalists=None)
+            return [best, await exam.choose(*given, finalists=1), await exam.choose(*given, finalists=1, also=(best,))]
+
+    best, narrow, widened = asyncio.run(choices())
+    assert narrow != best
+    assert widened == best
+
+
 class Faltering:
     """Generators that fail for good after a number of groups."""
 

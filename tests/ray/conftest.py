@@ -14,7 +14,7 @@ from grpo_ray.recipe import Placement
 
 @pytest.fixture(scope="session")
 def cluster_up() -> Iterator[None]:
-    with connected(Placement(generators=2)):
+    with connected(Placement(generators=2), trainers=2):
         yield
 
 
