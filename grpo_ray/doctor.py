@@ -18,6 +18,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import DisabledRepoError, HFValidationError, RepositoryNotFoundError
 
 from grpo_ray.backends import LIGHT
+from grpo_ray.endpoints import is_local
 from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, UnreachableError
 from grpo_ray.launch import load_inputs, open_archive
 from grpo_ray.recipe import Config, OracleSpec, Placement, Recipe
@@ -25,7 +26,6 @@ from grpo_ray.secrets_file import NAME as SECRETS
 from grpo_ray.secrets_file import read_secrets
 
 GIB = 1024**3
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PATIENCE_S = 10.0
 NANO = Path(__file__).parent / "nano"
 HOME_FIX = "choose a folder of yours with --home or placement.home"
@@ -191,7 +191,7 @@ def check_key(oracle: OracleSpec) -> Check:
         return Check("key", True, "the bundled stand-in needs none")
     if os.environ.get(oracle.api_key_env):
         return Check("key", True, f"${oracle.api_key_env} is set")
-    if urlsplit(oracle.base_url).hostname in LOOPBACK:
+    if is_local(oracle.base_url):
         return Check("key", True, "a server on this machine mostly needs none")
     fix = (
         f"export {oracle.api_key_env}=…, or write that line into {SECRETS} in placement.home (mode 600), "
@@ -254,7 +254,7 @@ async def _ask(oracle: OracleSpec) -> httpx2.Response:
 
 
 def _endpoint_fix(oracle: OracleSpec) -> str:
-    if urlsplit(oracle.base_url).hostname in LOOPBACK:
+    if is_local(oracle.base_url):
         return "start the server (LM Studio, mlx_lm.server, vLLM …) or correct oracle.base_url"
     return f"check oracle.base_url, the network and ${oracle.api_key_env}"
 

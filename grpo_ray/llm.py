@@ -7,19 +7,18 @@ reply is checked with pydantic all the same; one that fails is sent back once wi
 import asyncio
 import json
 import math
-import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 from pydantic import BaseModel, ValidationError
 
-from grpo_ray.errors import ConfigError, MissingError, OracleError, UnreachableError
+from grpo_ray.endpoints import brief, find_key, host, is_local, sendable
+from grpo_ray.errors import MissingError, OracleError, UnreachableError
 from grpo_ray.recipe import OracleSpec
 from grpo_ray.registry import hint
 from grpo_ray.types import Message, Reply
@@ -33,7 +32,6 @@ BREAK_S = 60.0
 STAND_IN = "stand-in"
 """The `system_fingerprint` by which a server says that it is no real model."""
 EMBED_BATCH = 256
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Gate(Protocol):
@@ -88,12 +86,12 @@ class Endpoint:
         self._gate = gate or RateGate(spec.max_usd, spec.usd_per_million)
         self._slots = asyncio.Semaphore(spec.concurrency)
         self._rung = 0
-        self._cap = "max_completion_tokens" if _host(base_url).endswith("openai.com") else "max_tokens"
+        self._cap = "max_completion_tokens" if host(base_url).endswith("openai.com") else "max_tokens"
         self._quota: tuple[float, str] = (0.0, "")
 
     async def complete(self, messages: Sequence[Message], *, shape: type[BaseModel] | None = None) -> Reply:
         """One reply; with `shape` its text is JSON that `shape` has accepted. Raises OracleError."""
-        said = [{"role": m.role, "content": _sendable(m.content)} for m in messages]
+        said = [{"role": m.role, "content": sendable(m.content)} for m in messages]
         if shape is None:
             return (await self._say(said))[0]
         for rung in range(self._rung, len(RUNGS)):
@@ -114,7 +112,7 @@ class Endpoint:
             raise OracleError("no embeddings: set oracle.embedding_model to a model that the endpoint serves")
         found: list[list[float]] = []
         for start in range(0, len(texts), EMBED_BATCH):
-            batch = [_sendable(text) for text in texts[start : start + EMBED_BATCH]]
+            batch = [sendable(text) for text in texts[start : start + EMBED_BATCH]]
             async with self._call():
                 answer = await self._client.embeddings.create(model=model, input=batch, encoding_format="float")
             if len(answer.data or []) != len(batch):
@@ -154,7 +152,7 @@ class Endpoint:
         except ValueError as fault:
             if finish == "length":
                 raise self._cut_off() from fault
-            raise OracleError(f"{self.base_url} twice sent no valid {shape.__name__}: {_brief(fault)}") from fault
+            raise OracleError(f"{self.base_url} twice sent no valid {shape.__name__}: {brief(fault)}") from fault
         return replace(
             second,
             text=text,
@@ -187,7 +185,7 @@ class Endpoint:
         await self._gate.spent(*tokens)
         if not choice.message.content:
             why = getattr(choice.message, "refusal", None) or f"an empty reply (finish_reason {choice.finish_reason})"
-            raise OracleError(f"{self.spec.model} did not answer: {_brief(why)}")
+            raise OracleError(f"{self.spec.model} did not answer: {brief(why)}")
         stand_in = getattr(answer, "system_fingerprint", None) == STAND_IN
         reply = Reply(choice.message.content, answer.model or self.spec.model, stand_in, *tokens)
         return reply, choice.finish_reason or ""
@@ -210,12 +208,12 @@ class Endpoint:
             raise OracleError(why)
 
     def _explain(self, fault: Exception) -> OracleError:
-        where, spec, text = self.base_url, self.spec, _brief(getattr(fault, "message", None) or fault)
+        where, spec, text = self.base_url, self.spec, brief(getattr(fault, "message", None) or fault)
         match fault:
             case openai.APITimeoutError():
                 why = f"{where} did not answer within {spec.timeout_s:g} s; see oracle.timeout_s"
             case openai.APIConnectionError():
-                cause = _brief(fault.__cause__ or fault)
+                cause = brief(fault.__cause__ or fault)
                 why = f"can't reach {where} ({cause}); start that server, or set oracle.base_url"
             case openai.AuthenticationError() | openai.PermissionDeniedError():
                 why = f"{where} refused the key in ${spec.api_key_env}: {text}"
@@ -236,25 +234,18 @@ class Endpoint:
 
 def connect(spec: OracleSpec, base_url: str, retries: int) -> AsyncOpenAI:
     """The client for `base_url`, which no proxy stands before on loopback. Raises ConfigError without a key."""
-    local = _host(base_url) in _LOOPBACK
     return AsyncOpenAI(
         api_key=api_key(spec, base_url),
         base_url=base_url,
         timeout=spec.timeout_s,
         max_retries=retries,
-        http_client=DefaultAsyncHttpx2Client(trust_env=False) if local else None,
+        http_client=DefaultAsyncHttpx2Client(trust_env=False) if is_local(base_url) else None,
     )
 
 
 def api_key(spec: OracleSpec, base_url: str) -> str:
-    """The key that `base_url` gets: none needed on loopback, and OpenAI's own is not shown to a local server."""
-    local = spec.base_url == "bundled" or _host(base_url) in _LOOPBACK
-    key = os.environ.get(spec.api_key_env, "").strip()
-    if local and (not key or spec.base_url == "bundled" or spec.api_key_env == "OPENAI_API_KEY"):
-        return "none"
-    if not key:
-        raise ConfigError(f"{base_url} needs a key: export {spec.api_key_env}=…, or name another oracle.api_key_env")
-    return key
+    """The key that `base_url` gets; the bundled server, wherever it runs, needs none. Raises ConfigError without one."""
+    return "none" if spec.base_url == "bundled" else find_key(base_url, spec.api_key_env, "oracle.api_key_env")
 
 
 def schema_of(shape: type[BaseModel]) -> dict[str, Any]:
@@ -303,17 +294,3 @@ def _response_format(rung: str, shape: type[BaseModel], schema: dict[str, Any]) 
 
 def _ask_for(schema: dict[str, Any]) -> str:
     return f"Reply with one JSON object alone, of this JSON Schema:\n{json.dumps(schema)}"
-
-
-def _sendable(text: str) -> str:
-    """Lone surrogates can't be sent as UTF-8."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).hostname or ""
-
-
-def _brief(what: object, limit: int = 300) -> str:
-    text = " ".join(str(what).split())
-    return text if len(text) <= limit else text[:limit] + " …"

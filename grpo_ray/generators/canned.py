@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from random import Random
 
 from grpo_ray.canonical import rng, short
+from grpo_ray.generators._names import lost
 from grpo_ray.protocols import Generator
 from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Prompt, Rollout, Sampling, Wave
 
@@ -54,7 +55,7 @@ class Canned:
 
     def _group(self, prompt: Prompt, sampling: Sampling, adapter: Adapter | None) -> Group | LostGroup:
         if rng("lost", prompt.id).random() < self.lost:
-            return LostGroup(short("g", prompt.id), prompt, "lost on purpose, by the setting `lost`")
+            return lost(prompt, "lost on purpose, by the setting `lost`")
         odds = self._odds(prompt, adapter)
         rollouts = tuple(self._rollout(prompt, sampling, adapter, odds, i) for i in range(sampling.group_size))
         return Group(

@@ -8,19 +8,18 @@ is ignored the group is asked for one completion at a time. Whatever goes wrong 
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from math import inf
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 from openai import DefaultHttpx2Client, OpenAI
 
 from grpo_ray.canonical import short
+from grpo_ray.endpoints import brief, find_key, is_local, sendable
 from grpo_ray.errors import ConfigError
 from grpo_ray.generators._names import lost, rollout_seed
 from grpo_ray.protocols import Generator
@@ -31,7 +30,6 @@ TRAINABLE = False
 OPTIONAL = ("n", "seed", "logprobs")
 """Parameters to do without where an endpoint refuses them."""
 CAPS = ("max_tokens", "max_completion_tokens")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SEED_BITS = 31
 """Some servers keep seeds in 32 bits."""
 
@@ -58,13 +56,12 @@ def make_generator(
         timeout_s=timeout_s,
         retries=retries,
     )
-    local = urlsplit(base_url).hostname in LOOPBACK
     client = OpenAI(
-        api_key=_key(base_url, api_key_env, local),
+        api_key=find_key(base_url, api_key_env, "generator.settings.api_key_env"),
         base_url=base_url,
         timeout=timeout_s,
         max_retries=retries,
-        http_client=DefaultHttpx2Client(trust_env=False) if local else None,
+        http_client=DefaultHttpx2Client(trust_env=False) if is_local(base_url) else None,
     )
     return OpenAICompatible(client, served_model or model, concurrency)
 
@@ -184,7 +181,7 @@ class OpenAICompatible:
         used["repetition_penalty"] = sampling.repetition_penalty if sampling.repetition_penalty != 1 else None
         request = {
             "model": self.model,
-            "messages": [{"role": one.role, "content": _sendable(one.content)} for one in prompt.messages],
+            "messages": [{"role": one.role, "content": sendable(one.content)} for one in prompt.messages],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p if sampling.top_p < 1 else None,
             CAPS[self.cap]: sampling.max_tokens,
@@ -211,7 +208,7 @@ class OpenAICompatible:
     def _choice(self, choice: Any, seed: int) -> _Said:
         message, reason = choice.message, choice.finish_reason
         if refusal := getattr(message, "refusal", None):
-            raise Unanswered(f"{self.model} refused: {_brief(refusal)}")
+            raise Unanswered(f"{self.model} refused: {brief(refusal)}")
         if reason not in ("stop", "length"):
             raise Unanswered(f"{self.model} ended with finish_reason {reason!r} in place of a completion")
         thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
@@ -226,12 +223,12 @@ class OpenAICompatible:
         return str(self.client.base_url).rstrip("/")
 
     def _explained(self, fault: Exception) -> str:
-        where, text = self._where, _brief(getattr(fault, "message", None) or fault)
+        where, text = self._where, brief(getattr(fault, "message", None) or fault)
         match fault:
             case openai.APITimeoutError():
                 return f"{where} did not answer in time; see generator.settings.timeout_s"
             case openai.APIConnectionError():
-                return f"can't reach {where} ({_brief(fault.__cause__ or fault)}); start that server, or set base_url"
+                return f"can't reach {where} ({brief(fault.__cause__ or fault)}); start that server, or set base_url"
             case openai.AuthenticationError() | openai.PermissionDeniedError():
                 return f"{where} refused the key; see generator.settings.api_key_env: {text}"
             case openai.NotFoundError():
@@ -263,25 +260,5 @@ def _rollout(prompt: Prompt, index: int, said: _Said, sampling: Sampling) -> Rol
     )
 
 
-def _key(base_url: str, api_key_env: str, local: bool) -> str:
-    """The key; OpenAI's own is not shown to a local server."""
-    key = os.environ.get(api_key_env, "").strip()
-    if local and (not key or api_key_env == "OPENAI_API_KEY"):
-        return "none"
-    if not key:
-        raise ConfigError(f"{base_url} needs a key: export {api_key_env}=…, or name another in api_key_env")
-    return key
-
-
 def _ids(told: Sequence[int] | None) -> tuple[int, ...]:
     return tuple(int(token) for token in told or ())
-
-
-def _sendable(text: str) -> str:
-    """Lone surrogates can't be sent as UTF-8."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _brief(what: object, limit: int = 300) -> str:
-    text = " ".join(str(what).split())
-    return text if len(text) <= limit else text[:limit] + " …"

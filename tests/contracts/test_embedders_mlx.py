@@ -5,18 +5,12 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from tiny_model import make_tiny_model
 
 from grpo_ray.embedders.mlx import make_embedder
 from grpo_ray.generators.mlx import make_generator
 from grpo_ray.types import Message, Prompt, Sampling, Task, Wave
 
 pytestmark = pytest.mark.mlx
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> str:
-    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def test_texts_become_unit_vectors_that_say_what_is_near(folder):

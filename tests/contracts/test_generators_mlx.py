@@ -20,11 +20,6 @@ SAMPLING = Sampling(group_size=3, temperature=0.8, max_tokens=12, slots=4, seed=
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> str:
-    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def generator(folder):
     return make_generator(model=folder)
 

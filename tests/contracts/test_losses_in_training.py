@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_trainers_mlx import FIRST, SETTINGS, preference, prepared, sample_lessons, trained
+from lessons import FIRST, SETTINGS, preference, prepared, sample_lessons, trained
 from tiny_model import make_tiny_model
 
 from grpo_ray import mlx_model
@@ -24,16 +24,6 @@ from mlx.utils import tree_flatten  # isort: skip
 pytestmark = pytest.mark.mlx
 LOSSES = ["dapo", "grpo", "bnpo", "dr_grpo", "gspo", "cispo", "sft", "dpo"]
 MISMATCHES = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> str:
-    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def lessons(folder) -> list[Lesson]:
-    return sample_lessons(folder, Sampling(group_size=4, temperature=0.9, max_tokens=14, slots=8))
 
 
 @pytest.fixture(scope="module")

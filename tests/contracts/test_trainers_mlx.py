@@ -3,41 +3,27 @@
 import asyncio
 import json
 from dataclasses import replace
-from random import Random
 
 import numpy as np
 import pytest
+from lessons import FIRST, SETTINGS, preference, prepared, sample_lessons, trained
 from mlx.utils import tree_flatten
 from mlx_lm import load as load_with_mlx_lm
 from tiny_model import make_tiny_model
 
 from grpo_ray import mlx_model
 from grpo_ray.crew import share_update
-from grpo_ray.generators.mlx import make_generator
 from grpo_ray.mlx_model import mx
 from grpo_ray.trainers._pupil import Reader, pupil_of, read_plain, read_shared
 from grpo_ray.trainers.losses import Objective, token_logprobs, token_weights
 from grpo_ray.trainers.mlx_lora import gradient_of, make_trainer
-from grpo_ray.types import Adapter, Lesson, Message, Prompt, Reward, Sampling, ScoredGroup, ScoredRollout, Task, Wave
+from grpo_ray.types import Sampling
 
 pytestmark = pytest.mark.mlx
-TEXTS = ("one", "two and two and two", "a third one, rather longer", "4")
-SETTINGS = {"rank": 4, "learning_rate": 5e-3, "groups_per_batch": 2}
 METRICS = {
     *("loss", "grad_norm", "kl", "clip_share", "clip_low", "clip_high", "ratio", "entropy", "mismatch"),
     *("mean_length", "tokens", "tokens_per_s", "seconds"),
 }
-FIRST = Adapter("first", 1, None, 0)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> str:
-    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def lessons(folder) -> list[Lesson]:
-    return sample_lessons(folder, Sampling(group_size=4, temperature=0.9, max_tokens=14, slots=8))
 
 
 @pytest.fixture(scope="module")
@@ -48,36 +34,6 @@ def trainer(folder):
 @pytest.fixture(scope="module")
 def first(trainer, lessons):
     return trainer.update(None, None, lessons, 11)
-
-
-def sample_lessons(folder: str, sampling: Sampling) -> list[Lesson]:
-    """Real rollouts with advantages that sum to zero, some of them zero."""
-    prompts = tuple(Prompt(text, "t", Task(text, text), (Message("user", text),)) for text in TEXTS)
-    groups = make_generator(model=folder).sample(Wave("w", prompts, sampling), None, None)
-    return [lesson_of(group) for group in sorted(groups, key=lambda group: group.id)]
-
-
-def lesson_of(group) -> Lesson:
-    advantages = [1.3, -1.3, 0.4, -0.4, *[0.0] * len(group.rollouts)][: len(group.rollouts)]
-    Random(group.id).shuffle(advantages)
-    scored = tuple(ScoredRollout(rollout, (), Reward(0.5, ())) for rollout in group.rollouts)
-    return Lesson(ScoredGroup(group, scored), tuple(advantages))
-
-
-def trained(folder: str, content) -> mlx_model.Model:
-    model = mlx_model.load(folder)
-    mlx_model.swap(model, content.weights if content else None)
-    return model
-
-
-def preference(model: mlx_model.Model, lessons: list[Lesson]) -> float:
-    """Mean over tokens of advantage × log-probability: what an update should raise."""
-    pupils = [taught for lesson in lessons if (taught := pupil_of(lesson))]
-    total = 0.0
-    for pupil in pupils:
-        logps, _ = token_logprobs(read_plain(model.network, pupil), pupil.tokens_G_T, pupil.temperature)
-        total += (mx.where(pupil.active_G_T, logps, 0.0) * pupil.advantages_G[:, None]).sum().item()
-    return total / sum(sum(pupil.lengths) for pupil in pupils)
 
 
 def test_an_update_raises_what_was_better(folder, lessons, first):
@@ -151,13 +107,6 @@ def test_a_shared_prompt_gives_the_plain_loss_and_gradient(folder, lessons, firs
         assert slopes.keys() == expected.keys() and all(name.endswith(("lora_a", "lora_b")) for name in slopes)
         assert max(mx.abs(slopes[name] - expected[name]).max().item() for name in slopes) < 1e-5
         assert max(mx.abs(slope).max().item() for slope in slopes.values()) > 1e-3
-
-
-def prepared(folder: str, content) -> mlx_model.Model:
-    model = trained(folder, content)
-    model.network.freeze()
-    model.network.apply_to_modules(lambda _, module: mlx_model.unfreeze(module))
-    return model
 
 
 def test_a_prompt_of_one_token_trains(folder, lessons):

@@ -1,0 +1,41 @@
+"""What every client of an OpenAI-compatible endpoint goes by: whose machine it is on, which key it gets, what can be sent."""
+
+import os
+from urllib.parse import urlsplit
+
+from grpo_ray.errors import ConfigError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def is_local(url: str) -> bool:
+    """Whether `url` names this machine: no proxy stands before it, and it mostly needs no key."""
+    return host(url) in LOOPBACK
+
+
+def host(url: str) -> str:
+    return urlsplit(url).hostname or ""
+
+
+def find_key(url: str, variable: str, setting: str) -> str:
+    """The key for `url`, from the environment variable `variable`, which `setting` of the config names.
+
+    None is needed on loopback, and OpenAI's own is not shown to a server there. Raises ConfigError without one.
+    """
+    key = os.environ.get(variable, "").strip()
+    if is_local(url) and (not key or variable == "OPENAI_API_KEY"):
+        return "none"
+    if not key:
+        raise ConfigError(f"{url} needs a key: export {variable}=…, or name another variable in {setting}")
+    return key
+
+
+def sendable(text: str) -> str:
+    """Lone surrogates can't be sent as UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def brief(what: object, limit: int = 300) -> str:
+    """What a server or a fault says, on one line of at most `limit` characters."""
+    text = " ".join(str(what).split())
+    return text if len(text) <= limit else text[:limit] + " …"
