@@ -221,16 +221,24 @@ def folder_in(home: Path) -> Path:
             if user is None or enters(user, home):
                 folder.mkdir(mode=0o711 if user else 0o700, exist_ok=True)
             else:
-                SYSTEM_HOME.mkdir(mode=0o755, parents=True, exist_ok=True)
-                place = Path(tempfile.mkdtemp(prefix="postgres-", dir=SYSTEM_HOME))
-                place.chmod(0o711)
-                folder.symlink_to(place)
+                link_in(SYSTEM_HOME, folder)
     except OSError as fault:
         raise ConfigError(
             f"can't keep the database in {home}: {fault.strerror}; choose a folder of yours "
             "with --home or placement.home"
         ) from fault
     return folder.resolve()
+
+
+def link_in(system: Path, folder: Path) -> None:
+    """Make `folder` a link to a new folder in `system`; where another process was first, its link stays."""
+    system.mkdir(mode=0o755, parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="postgres-", dir=system))
+    place.chmod(0o711)
+    try:
+        folder.symlink_to(place)
+    except FileExistsError:
+        place.rmdir()
 
 
 def enters(user: pwd.struct_passwd, path: Path) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from grpo_ray.errors import ConfigError, MissingError, RunLocked, UnreachableError
 from grpo_ray.recipe import Named, Recipe, RunState
-from grpo_ray.storage import embedded, postgres
+from grpo_ray.storage import _server, embedded, postgres
 from grpo_ray.types import Population
 
 pytestmark = pytest.mark.postgres
@@ -158,6 +158,14 @@ def holder_at_once(home: Path) -> tuple[subprocess.Popen[str], subprocess.Popen[
     for process in (one, two):
         assert process.stdout is not None and process.stdout.readline() == "0\n"
     return one, two
+
+
+def test_of_two_links_to_a_folder_the_first_stays(tmp_path: Path) -> None:
+    system, folder = tmp_path / "system", tmp_path / "postgres"
+    _server.link_in(system, folder)
+    first = folder.readlink()
+    _server.link_in(system, folder)
+    assert folder.readlink() == first and list(system.iterdir()) == [first]
 
 
 def test_a_pid_file_of_another_program_does_not_keep_it_from_starting(home: Path) -> None:
