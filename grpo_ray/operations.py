@@ -69,7 +69,7 @@ async def status(archive: Archive, run: str | None = None) -> dict[str, Any]:
         "heldout": heldout(outcome),
         "reward_per_step": [await mean_reward(store, step) for step in range(state.step)],
         "last_step": await last_step(store, state),
-        "best_templates": best_templates(state, outcome),
+        "best_templates": await best_templates(archive, state, outcome),
         "adapter": asdict(state.adapter) if state.adapter else None,
         "exported_rows": len(curation.rows(lessons)),
         "state_hash": state_hash(state),
@@ -102,12 +102,19 @@ async def last_step(store: Store, state: RunState) -> dict[str, Any] | None:
     return reports.step_report(state.step - 1, await store.lessons(state.step - 1, state.step - 1))
 
 
-def best_templates(state: RunState, outcome: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+async def best_templates(archive: Archive, state: RunState, outcome: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """For each task type the template chosen with the last adapter; before the outcome is known, the fittest."""
     if not outcome or "chosen" not in outcome:
         return reports.best_templates(state.population)
     living = {row["id"]: row for row in reports.best_templates(state.population, None)}
-    return [living[id] | {"task_type": kind} for arm, kind, id in outcome["chosen"] if arm == "both" and id in living]
+    chosen = [(kind, id) for arm, kind, id in outcome["chosen"] if arm == "both"]
+    return [(living.get(id) or await _retired(archive, state.run, id)) | {"task_type": kind} for kind, id in chosen]
+
+
+async def _retired(archive: Archive, run: str, id: str) -> dict[str, Any]:
+    """A template that the population no longer holds, in the form of those that it does."""
+    row = await archive.find("template", id, run)
+    return {key: row.get(key) for key in reports.TEMPLATE_KEYS} | {"settings": dict(row["settings"])}
 
 
 async def pause(archive: Archive, run: str | None = None, *, who: str) -> dict[str, Any]:

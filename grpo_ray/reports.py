@@ -43,25 +43,20 @@ def reward_per_step(steps: Iterable[Sequence[Lesson]]) -> list[float | None]:
     return [_mean(_rewards(one for lesson in lessons for one in lesson.group.rollouts)) for lessons in steps]
 
 
+TEMPLATE_KEYS = (
+    *("id", "task_type", "complexity", "version", "mutation", "parents", "settings", "text", "system", "note"),
+    *("stand_in", "fitness", "trials"),
+)
+"""What a result says of a template; fitness and trials are None for one that was retired."""
+
+
 def best_templates(population: Population, limit: int | None = 5) -> list[dict[str, Any]]:
     """The fittest living templates, best first; None for `limit` shows all."""
     ranked = sorted(population.members, key=lambda member: (-member.fitness(), member.template.id))
     return [
-        {
-            "id": member.template.id,
-            "task_type": member.template.task_type,
-            "complexity": member.template.complexity,
-            "version": member.template.version,
-            "mutation": member.template.mutation,
-            "parents": list(member.template.parents),
-            "settings": dict(member.template.settings),
-            "text": member.template.text,
-            "system": member.template.system,
-            "note": member.template.note,
-            "stand_in": member.template.stand_in,
-            "fitness": round(member.fitness(), 6),
-            "trials": round(member.trials, 3),
-        }
+        {key: getattr(member.template, key) for key in TEMPLATE_KEYS[:-2]}
+        | {"parents": list(member.template.parents), "settings": dict(member.template.settings)}
+        | {"fitness": round(member.fitness(), 6), "trials": round(member.trials, 3)}
         for member in ranked[:limit]
     ]
 

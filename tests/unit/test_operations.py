@@ -41,6 +41,22 @@ def test_status_of_a_finished_run_tells_its_outcome() -> None:
     asyncio.run(main())
 
 
+def test_a_chosen_template_that_was_retired_is_told_all_the_same() -> None:
+    async def main() -> None:
+        archive = await small_archive()
+        store = await archive.open(RUN)
+        state = await store.load_state()
+        assert state is not None
+        kept = tuple(member for member in state.population.members if member.template.id != CHILD.id)
+        await store.save_state(replace(state, step=state.step + 1, population=replace(state.population, members=kept)))
+        await store.save_outcome(OUTCOME)
+        (best,) = (await operations.status(archive))["best_templates"]
+        assert (best["id"], best["text"], best["fitness"]) == (CHILD.id, CHILD.text, None)
+        assert best["settings"] == dict(CHILD.settings) and best["task_type"] == "arithmetic"
+
+    asyncio.run(main())
+
+
 def test_the_state_hash_does_not_see_the_runs_name() -> None:
     async def main() -> None:
         state = await (await (await small_archive()).open(RUN)).load_state()
