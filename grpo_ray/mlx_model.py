@@ -1,17 +1,10 @@
 """An mlx-lm model: loading it, wrapping it in LoRA, swapping adapters, and the bytes an adapter is kept as.
 
-Every room that uses MLX imports this one before anything of MLX: on Linux the `mlx` wheel links the reference BLAS,
-and OpenBLAS must be in the process first to take its place (one product of 4096×256×768: 498 → 13 ms).
-
 MLX arrays belong to the thread that made them: load, use and `release` a model on one thread.
 """
 
-import ctypes
 import json
 import math
-import os
-import resource
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,37 +16,13 @@ import numpy as np
 
 from grpo_ray.canonical import canonical
 from grpo_ray.errors import ConfigError, MissingError, UnreachableError
+from grpo_ray.mlx_attention import hasten
+from grpo_ray.mlx_core import mx
 
-
-def _preload_blas() -> str:
-    """Put OpenBLAS in front of the reference BLAS; returns the name of the BLAS that MLX will use on the CPU."""
-    if sys.platform != "linux":
-        return "system"
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # more threads were slower under load, and move the last bits
-    try:
-        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
-    except OSError:
-        return "reference"
-    return "openblas"
-
-
-def _keep_hard_limit(kind: int, limits: tuple[int, int]) -> None:
-    """In place of setrlimit while mlx-lm is imported: it lowers the hard limit on open files, for good."""
-    soft, hard = resource.getrlimit(kind)
-    if soft < limits[0]:
-        _setrlimit(kind, (limits[0] if hard == resource.RLIM_INFINITY else min(limits[0], hard), hard))
-
-
-BLAS = _preload_blas()
-_setrlimit, resource.setrlimit = resource.setrlimit, _keep_hard_limit
-try:
-    import mlx.core as mx
-    from mlx.utils import tree_flatten, tree_unflatten
-    from mlx_lm import load as load_with_mlx_lm
-    from mlx_lm.tokenizer_utils import TokenizerWrapper
-    from mlx_lm.tuner.utils import linear_to_lora_layers
-finally:
-    resource.setrlimit = _setrlimit
+from mlx.utils import tree_flatten, tree_unflatten  # isort: skip  (mlx_core comes first)
+from mlx_lm import load as load_with_mlx_lm  # isort: skip
+from mlx_lm.tokenizer_utils import TokenizerWrapper  # isort: skip
+from mlx_lm.tuner.utils import linear_to_lora_layers  # isort: skip
 
 _here = threading.local()
 """`loads`: models loaded on this thread and not released yet."""
@@ -151,6 +120,7 @@ def load(model: str) -> Model:
     except (OSError, ValueError, KeyError, RuntimeError) as fault:
         raise _cannot_load(model, path, fault) from fault
     text = config.get("text_config") or config
+    hasten(network)
     mx.eval(network.parameters())
     _here.loads = getattr(_here, "loads", 0) + 1
     return Model(model, network, tokenizer, int(text.get("max_position_embeddings") or 1 << 20))
@@ -252,11 +222,6 @@ def unpack(content: bytes) -> tuple[dict[str, mx.array], dict[str, Any]]:
     arrays, metadata = mx.load(BytesIO(content), format="safetensors", return_metadata=True)  # pyright: ignore
     mx.eval(arrays)
     return dict(arrays), json.loads(metadata["config"])  # pyright: ignore
-
-
-def numbers(array: mx.array) -> Any:
-    """The values as Python's own numbers: nested lists, or one number where there are no axes."""
-    return array.tolist()
 
 
 def release() -> None:

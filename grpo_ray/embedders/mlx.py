@@ -10,7 +10,7 @@ from typing import Any
 
 from grpo_ray import mlx_model
 from grpo_ray.errors import ConfigError
-from grpo_ray.mlx_model import mx, numbers
+from grpo_ray.mlx_core import mx, numbers
 
 
 def make_embedder(*, model: str, batch: int = 16) -> "MlxEmbedder":

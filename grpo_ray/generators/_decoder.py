@@ -16,7 +16,8 @@ from grpo_ray.canonical import short
 from grpo_ray.generators import _sampler as sampler
 from grpo_ray.generators._names import rollout_seed
 from grpo_ray.generators._speech import Speech
-from grpo_ray.mlx_model import Model, mx, numbers
+from grpo_ray.mlx_core import mx, numbers
+from grpo_ray.mlx_model import Model
 from grpo_ray.types import Prompt, Rollout, Sampling
 
 from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache  # isort: skip  (mlx_model comes first)
@@ -202,16 +203,17 @@ class Decoder:
     def _step(self) -> None:
         """Feed every row its last token and sample the next, without waiting for the outcome.
 
-        The noise needs no logits, and the model's next pass no log-probabilities: both are left to the side stream.
+        What the model's next pass needn't wait for is left to the side stream.
         """
         logits = self.model.network(self.fed[:, None], cache=self.caches)[:, -1, :]
         self.keys = self.keys + mx.array([0, 1], mx.uint32)
         with mx.stream(self.side):
-            noise = None if self.controls.all_greedy else sampler.gumbel(self.keys, logits.shape[-1])
+            chances = None if self.controls.all_greedy else sampler.uniforms(self.keys)
         self.seen = self._held(logits.shape[-1]) if self.controls.penalised else None
-        self.fed, scaled = sampler.draw(logits, noise, self.controls, self.seen)
+        self.fed, drawn = sampler.draw(logits, chances, self.controls, self.seen)
         with mx.stream(self.side):
-            self.scored = mx.stack([*sampler.score(logits, scaled, self.fed, self.controls)])
+            model = drawn if self.controls.plain else sampler.model_logprobs(logits, self.fed)
+            self.scored = mx.stack([drawn, model])
         mx.async_eval(self.fed, self.scored, self.keys)
 
     def _held(self, vocabulary: int) -> mx.array:

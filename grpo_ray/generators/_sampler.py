@@ -4,15 +4,19 @@ The order is that of Hugging Face's generation: repetition penalty, temperature,
 the one before left (vLLM's differs in min-p alone, which it applies before top-k).
 https://huggingface.co/docs/transformers/internal/generation_utils
 
-Work that no row asks for is not done: no sort without top-k or top-p, no division at temperature 1.
+Work that no row asks for is not done: no sort without top-k or top-p, no division at temperature 1. One exp a logit
+gives the draw, by the inverse of the distribution function, and the log-probability of what was drawn.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, log2
 
-from grpo_ray.mlx_model import mx
+from grpo_ray.mlx_core import mx
+from grpo_ray.mlx_math import exp
 from grpo_ray.types import Sampling
+
+BELOW_ONE = 1 - 2**-23
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,45 +65,62 @@ def controls_of(rows: Sequence[Sampling]) -> Controls:
     )
 
 
-def gumbel(keys: mx.array, vocabulary: int) -> mx.array:
-    """(rows, vocabulary) of noise, each row from its own key (rows, 2): so what shares a batch doesn't matter."""
-    return mx.vmap(lambda key: mx.random.gumbel((vocabulary,), key=key))(keys)
+def uniforms(keys: mx.array) -> mx.array:
+    """(rows, 2) numbers in [0, 1), each row's from its own key (rows, 2): so what shares a batch doesn't matter."""
+    return mx.vmap(lambda key: mx.random.uniform(shape=(2,), key=key))(keys)
 
 
 def draw(
-    logits: mx.array, noise: mx.array | None, controls: Controls, seen: mx.array | None = None
+    logits: mx.array, chances: mx.array | None, controls: Controls, seen: mx.array | None = None
 ) -> tuple[mx.array, mx.array]:
-    """One token a row (rows,), and the scaled and filtered logits (rows, vocabulary) that it was drawn from.
+    """One token a row, and its log-probability under what it was drawn from; both (rows,). A greedy row's is 0.
 
-    `logits` (rows, vocabulary); `noise` as `gumbel` makes it, None where every row is greedy; `seen` (rows,
+    `logits` (rows, vocabulary); `chances` as `uniforms` makes them, None where every row is greedy; `seen` (rows,
     vocabulary) is true for tokens that the prompt or the completion holds, needed where a row has a penalty.
     """
     logits = logits.astype(mx.float32)
     if controls.penalised and seen is not None:
         logits = mx.where(seen, mx.where(logits > 0, logits / controls.penalty, logits * controls.penalty), logits)
-    if controls.all_greedy or noise is None:
-        return mx.argmax(logits, axis=-1).astype(mx.uint32), logits
+    if controls.all_greedy or chances is None:
+        return mx.argmax(logits, axis=-1).astype(mx.uint32), mx.zeros(logits.shape[:1])
     scaled = logits / controls.temperature if controls.tempered else logits
+    top = mx.max(scaled, axis=-1, keepdims=True)
+    weights = exp(scaled - top)
     if controls.filtered:
-        scaled = mx.where(scaled >= least_kept(scaled, controls), scaled, -mx.inf)
-    tokens = mx.argmax(scaled + noise, axis=-1)
+        weights = mx.where(scaled >= least_kept(scaled, controls), weights, 0.0)
+    tokens, total = pick(weights, chances)
+    logprobs = _chosen(scaled, tokens) - top[:, 0] - mx.log(total)
     if controls.some_greedy:
-        tokens = mx.where(controls.greedy[:, 0], mx.argmax(logits, axis=-1), tokens)
-    return tokens.astype(mx.uint32), scaled
+        greedy = controls.greedy[:, 0]
+        tokens, logprobs = mx.where(greedy, mx.argmax(logits, axis=-1), tokens), mx.where(greedy, 0.0, logprobs)
+    return tokens.astype(mx.uint32), logprobs
 
 
-def score(logits: mx.array, scaled: mx.array, tokens: mx.array, controls: Controls) -> tuple[mx.array, mx.array]:
-    """The tokens' log-probabilities, each (rows,): under what they were drawn from, and under the bare model.
+def pick(weights: mx.array, chances: mx.array) -> tuple[mx.array, mx.array]:
+    """An index a row, as likely as its share of the row's (rows, words) weights, and the weights' sum; both (rows,).
 
-    A greedy row was drawn from all the weight on one token: 0.
+    A block of words is drawn first, by the first of the two chances, then a word of it, by the second.
     """
-    model = _log_probability(logits.astype(mx.float32), tokens)
-    if controls.plain:
-        return model, model
-    if controls.all_greedy:
-        return mx.zeros_like(model), model
-    drawn = _log_probability(scaled, tokens)
-    return (mx.where(controls.greedy[:, 0], 0.0, drawn) if controls.some_greedy else drawn), model
+    rows, words = weights.shape
+    width = 1 << round(log2(words) / 2)
+    blocks = mx.pad(weights, [(0, 0), (0, -words % width)]).reshape(rows, -1, width)
+    upto = mx.cumsum(mx.sum(blocks, axis=-1), axis=-1)
+    block = _passed(upto, chances[:, :1])
+    inside = mx.cumsum(blocks[mx.arange(rows), block], axis=-1)
+    return block * width + _passed(inside, chances[:, 1:]), upto[:, -1]
+
+
+def _passed(upto: mx.array, chance: mx.array) -> mx.array:
+    """(rows,): the first place at which a running sum is above its chance's share of the whole."""
+    whole = upto[:, -1:]
+    return mx.sum(upto <= mx.minimum(chance * whole, BELOW_ONE * whole), axis=-1)
+
+
+def model_logprobs(logits: mx.array, tokens: mx.array) -> mx.array:
+    """The tokens' log-probabilities (rows,) under the bare model."""
+    logits = logits.astype(mx.float32)
+    top = mx.max(logits, axis=-1, keepdims=True)
+    return _chosen(logits, tokens) - top[:, 0] - mx.log(mx.sum(exp(logits - top), axis=-1))
 
 
 def least_kept(scaled: mx.array, controls: Controls) -> mx.array:
@@ -113,7 +134,7 @@ def least_kept(scaled: mx.array, controls: Controls) -> mx.array:
         return bound
     best = _falling(scaled, controls.widest)
     inside = mx.arange(best.shape[-1])[None] < controls.top_k
-    weights = mx.where(inside, mx.exp(best - top), 0.0)
+    weights = mx.where(inside, exp(best - top), 0.0)
     upto = mx.cumsum(weights, axis=-1)
     kept = mx.logical_and(inside, upto - weights < controls.top_p * upto[:, -1:])
     last = mx.take_along_axis(best, mx.sum(kept, axis=-1, keepdims=True) - 1, axis=-1)
@@ -128,9 +149,8 @@ def _falling(scaled: mx.array, widest: int | None) -> mx.array:
     return -mx.sort(-scaled, axis=-1)
 
 
-def _log_probability(logits: mx.array, tokens: mx.array) -> mx.array:
-    chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return chosen - mx.logsumexp(logits, axis=-1)
+def _chosen(values: mx.array, tokens: mx.array) -> mx.array:
+    return mx.take_along_axis(values, tokens[:, None], axis=-1)[:, 0]
 
 
 def _column(values: list[float] | list[bool]) -> mx.array:

@@ -16,7 +16,7 @@ from grpo_ray.errors import ConfigError, GrpoRayError
 from grpo_ray.generators._decoder import Decoder, Job
 from grpo_ray.generators._names import lost
 from grpo_ray.generators._speech import encode
-from grpo_ray.mlx_model import mx
+from grpo_ray.mlx_core import mx
 from grpo_ray.protocols import Generator
 from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Prompt, Sampling, Wave
 

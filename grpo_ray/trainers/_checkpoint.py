@@ -7,9 +7,7 @@ of one model change their own class, to one that knows it is such; doing it agai
 from functools import cache
 from typing import Any
 
-from grpo_ray.mlx_model import mx
-
-from mlx_lm.models.cache import ConcatenateKVCache  # isort: skip
+from grpo_ray.mlx_core import mx
 
 
 def checkpoint_layers(network: Any) -> None:
@@ -29,7 +27,7 @@ def _checkpointed(kind: type) -> type:
             layer.update(held)
             if cache is None:
                 return kind.__call__(layer, x, mask, None), None
-            own = ConcatenateKVCache()
+            own = type(cache)()
             if state is not None:
                 own.state = state
             return kind.__call__(layer, x, mask, own), own.state

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_ray.mlx_model import mx, numbers
+from grpo_ray.mlx_core import mx, numbers
+from grpo_ray.mlx_math import exp
 
 BUDGET = 1 << 20
 """Logits a chunk holds, 4 MiB of float32 …"""
@@ -86,7 +87,7 @@ def _chunk(
     scaled_N_V = logits_N_V.astype(mx.float32)
     scaled_N_V = scaled_N_V if temperature == 1 else scaled_N_V / temperature
     scaled_N_V = scaled_N_V - scaled_N_V.max(axis=-1, keepdims=True)
-    powers_N_V = mx.exp(scaled_N_V)
+    powers_N_V = exp(scaled_N_V)
     total_N_1 = powers_N_V.sum(axis=-1, keepdims=True)
     places_N_1 = tokens_N[:, None]
     logps_N_1 = mx.take_along_axis(scaled_N_V, places_N_1, axis=-1) - mx.log(total_N_1)

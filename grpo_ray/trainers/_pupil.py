@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_ray.mlx_model import mx
+from grpo_ray.mlx_attention import attends, prompt_cache
+from grpo_ray.mlx_core import mx
 from grpo_ray.trainers._head import Head, head_logprobs
 from grpo_ray.trainers.losses import Objective, chosen_rows, overlong_penalty, token_logprobs
 from grpo_ray.types import Group, Lesson, Rollout
@@ -97,14 +98,13 @@ Read = Callable[[Any, Pupil], mx.array]
 
 
 def read_shared(network: Any, pupil: Pupil) -> mx.array:
-    """The completions after a prompt that is read once; only for models whose caches are plain KV caches."""
+    """The completions after a prompt that is read once; only for models that `can_share`."""
     prefix, last = pupil.prompt_1_P[:, :-1], pupil.prompt_1_P[:, -1:]
-    rows = pupil.tokens_G_T.shape[0]
     caches: list[Any] = [ConcatenateKVCache() for _ in network.layers]
     if prefix.shape[1]:
         network(prefix, cache=caches)
-        for cache in caches:
-            cache.state = tuple(mx.broadcast_to(part, (rows, *part.shape[1:])) for part in cache.state)
+        caches = [prompt_cache(cache) for cache in caches]
+    rows = pupil.tokens_G_T.shape[0]
     inputs = mx.concatenate([mx.broadcast_to(last, (rows, 1)), pupil.tokens_G_T[:, :-1]], axis=1)
     return network(inputs, cache=caches)
 
@@ -118,7 +118,7 @@ def read_plain(network: Any, pupil: Pupil) -> mx.array:
 
 
 def can_share(network: Any) -> bool:
-    return all(type(cache) is KVCache for cache in make_prompt_cache(network))
+    return attends(network) and all(type(cache) is KVCache for cache in make_prompt_cache(network))
 
 
 @dataclass(frozen=True, slots=True)

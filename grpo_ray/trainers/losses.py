@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from grpo_ray.errors import ConfigError
-from grpo_ray.mlx_model import mx
+from grpo_ray.mlx_core import mx
+from grpo_ray.mlx_math import exp
 
 Loss = Literal["dapo", "grpo", "bnpo", "dr_grpo", "gspo", "cispo", "sft", "dpo"]
 Mismatch = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
@@ -73,11 +74,12 @@ def token_logprobs(logits_G_T_V: mx.array, tokens_G_T: mx.array, temperature: fl
     Scored at the sampling temperature (more than 0), as the stored log-probabilities are.
     """
     scaled_G_T_V = logits_G_T_V.astype(mx.float32) / temperature
-    total_G_T = mx.logsumexp(scaled_G_T_V, axis=-1)
+    scaled_G_T_V = scaled_G_T_V - mx.stop_gradient(scaled_G_T_V.max(axis=-1, keepdims=True))
+    powers_G_T_V = exp(scaled_G_T_V)
+    total_G_T = powers_G_T_V.sum(axis=-1)
     chosen_G_T = mx.take_along_axis(scaled_G_T_V, tokens_G_T[..., None], axis=-1)[..., 0]
-    still_G_T_V = mx.stop_gradient(scaled_G_T_V)
-    mean_G_T = (mx.softmax(still_G_T_V, axis=-1) * still_G_T_V).sum(axis=-1)
-    return chosen_G_T - total_G_T, mx.stop_gradient(total_G_T) - mean_G_T
+    entropy_G_T = mx.log(total_G_T) - (powers_G_T_V * scaled_G_T_V).sum(axis=-1) / total_G_T
+    return chosen_G_T - mx.log(total_G_T), mx.stop_gradient(entropy_G_T)
 
 
 def k3(gap: mx.array) -> mx.array:

@@ -13,7 +13,8 @@ from typing import Any
 from grpo_ray import mlx_model
 from grpo_ray.canonical import rng
 from grpo_ray.errors import ConfigError
-from grpo_ray.mlx_model import Kind, Lora, mx, numbers
+from grpo_ray.mlx_core import mx, numbers
+from grpo_ray.mlx_model import Kind, Lora
 from grpo_ray.protocols import Trainer
 from grpo_ray.trainers._checkpoint import checkpoint_layers
 from grpo_ray.trainers._head import SMALL, find_head
@@ -32,7 +33,7 @@ from grpo_ray.trainers.losses import (
 )
 from grpo_ray.types import Adapter, AdapterBytes, Lesson, Slope, Update
 
-from mlx import nn  # isort: skip  (mlx_model puts the BLAS in place first)
+from mlx.nn.utils import value_and_grad  # isort: skip  (mlx_core puts the BLAS in place first)
 import mlx.optimizers as optim  # isort: skip
 from mlx.utils import tree_flatten, tree_map, tree_unflatten  # isort: skip
 
@@ -362,7 +363,7 @@ def gradient_of(
         off = mx.where(active, mx.abs(mx.stop_gradient(new) - pupil.sampler_G_T), 0.0).sum()
         return loss, mx.concatenate([stats, mx.stack([mx.where(active, entropy, 0.0).sum(), off])])
 
-    return nn.value_and_grad(reader.network, loss_of)(pupil)
+    return value_and_grad(reader.network, loss_of)(pupil)
 
 
 def tally_of(lessons: Sequence[Lesson]) -> Tally:

@@ -5,7 +5,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from grpo_ray.mlx_model import mx, pack  # first: it puts the fast BLAS in place
+from grpo_ray.mlx_core import mx  # first: it puts the fast BLAS in place
+from grpo_ray.mlx_model import pack
 
 from mlx.utils import tree_flatten  # isort: skip
 from mlx_lm.models.qwen3 import Model, ModelArgs  # isort: skip

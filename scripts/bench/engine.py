@@ -18,7 +18,7 @@ import peers
 from rows import arguments, publish, row
 
 from grpo_ray.generators.mlx import make_generator
-from grpo_ray.mlx_model import mx
+from grpo_ray.mlx_core import mx
 from grpo_ray.trainers.mlx_lora import make_trainer
 from grpo_ray.types import (
     Adapter,

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from grpo_ray.mlx_model import mx, numbers  # first: it puts the fast BLAS in place
+from grpo_ray.mlx_core import mx, numbers  # first: it puts the fast BLAS in place
 
 import mlx.optimizers as optim  # isort: skip
-from mlx import nn  # isort: skip
+from mlx.nn.utils import value_and_grad  # isort: skip
 from mlx.utils import tree_flatten  # isort: skip
 from mlx_lm import batch_generate, load  # isort: skip
 from mlx_lm.generate import BatchGenerator  # isort: skip
@@ -76,7 +76,7 @@ def mlx_lm_lora_step(folder: str, case: Case, rows: int) -> Step:
     from mlx_lm_lora.trainer import grpo_trainer as theirs  # pyright: ignore[reportMissingImports]
 
     model, optimizer = with_lora(folder)
-    slope = nn.value_and_grad(model, theirs.grpo_loss)
+    slope = value_and_grad(model, theirs.grpo_loss)
     given = {
         "batch": ([case["prompt"]], [[]], [""], [""], None),
         "completions": [mx.array(tokens, mx.int32) for tokens in case["completions"]],

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from grpo_ray.mlx_model import mx  # first: it puts the fast BLAS in place
+from grpo_ray.mlx_core import mx  # first: it puts the fast BLAS in place
 
-from mlx import nn  # isort: skip
+from mlx.nn.utils import value_and_grad  # isort: skip
 
 from peers import with_lora
 
@@ -37,7 +37,7 @@ def make_steps(grpo: Any, folder: str, case: dict[str, Any]) -> list[Callable[[]
     lengths = mx.array([[len(prompt), len(prompt) + len(completion)] for completion in completions])
     total = float(sum(map(len, completions)))
     objective = grpo.GRPOObjective(loss_type="dapo", beta=0.0, max_completion_length=len(completions[0]))
-    slope = nn.value_and_grad(model, grpo.make_grpo_loss_fn(objective))
+    slope = value_and_grad(model, grpo.make_grpo_loss_fn(objective))
     given = (tokens, lengths, mx.array([1.0, total]), mx.array(case["advantages"]), mx.ones(len(completions)))
     state = [model.state, optimizer.state]
 

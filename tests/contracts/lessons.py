@@ -4,7 +4,7 @@ from random import Random
 
 from grpo_ray import mlx_model
 from grpo_ray.generators.mlx import make_generator
-from grpo_ray.mlx_model import mx
+from grpo_ray.mlx_core import mx
 from grpo_ray.trainers._pupil import pupil_of, read_plain
 from grpo_ray.trainers.losses import token_logprobs
 from grpo_ray.types import Adapter, Lesson, Message, Prompt, Reward, Sampling, ScoredGroup, ScoredRollout, Task, Wave

@@ -7,7 +7,7 @@ import pytest
 from tiny_model import make_tiny_model
 
 from grpo_ray import mlx_model
-from grpo_ray.mlx_model import mx
+from grpo_ray.mlx_core import mx
 from grpo_ray.trainers import _head
 from grpo_ray.trainers._head import Head, find_head, head_logprobs
 from grpo_ray.trainers.losses import token_logprobs

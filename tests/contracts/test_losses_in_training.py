@@ -10,7 +10,7 @@ from tiny_model import make_tiny_model
 
 from grpo_ray import mlx_model
 from grpo_ray.errors import ConfigError
-from grpo_ray.mlx_model import mx
+from grpo_ray.mlx_core import mx
 from grpo_ray.trainers._checkpoint import checkpoint_layers
 from grpo_ray.trainers._head import find_head
 from grpo_ray.trainers._pupil import Reader, pupil_of, read_plain, read_shared

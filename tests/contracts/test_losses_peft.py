@@ -10,7 +10,7 @@ from tiny_model import make_tiny_model
 from grpo_ray import mlx_model
 from grpo_ray.errors import ConfigError
 from grpo_ray.exporters.adapter import export
-from grpo_ray.mlx_model import mx
+from grpo_ray.mlx_core import mx
 from grpo_ray.types import AdapterBytes
 
 pytestmark = pytest.mark.mlx

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from grpo_ray.generators._sampler import controls_of, draw, gumbel, least_kept, score
-from grpo_ray.mlx_model import mx
+from grpo_ray.generators._sampler import controls_of, draw, least_kept, model_logprobs, pick, uniforms
+from grpo_ray.mlx_core import mx
 from grpo_ray.types import Sampling
 
 pytestmark = pytest.mark.mlx
@@ -64,8 +64,8 @@ def inputs(rows: int = ROWS) -> tuple[mx.array, mx.array, mx.array]:
 def drawn(logits: mx.array, keys: mx.array, seen: mx.array, how: list[Sampling]) -> tuple[np.ndarray, ...]:
     """Tokens, log-probabilities of what was drawn from, log-probabilities of the model."""
     controls = controls_of(how)
-    tokens, scaled = draw(logits, gumbel(keys, logits.shape[-1]), controls, seen)
-    return tuple(np.array(found) for found in (tokens, *score(logits, scaled, tokens, controls)))
+    tokens, logprobs = draw(logits, uniforms(keys), controls, seen)
+    return tuple(np.array(found) for found in (tokens, logprobs, model_logprobs(logits, tokens)))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -89,15 +89,39 @@ def test_what_is_kept_is_what_numpy_keeps(name):
     assert (kept == np.array(expected)).all()
 
 
-def test_the_token_is_the_largest_of_logit_and_noise():
-    """The draw is Gumbel's: with fixed keys every token follows from the reference alone."""
+def test_the_token_is_where_the_running_probability_passes_the_chances():
+    """With fixed keys every token follows from the reference alone: first its block of eight, then its place there."""
     logits, keys, seen = inputs()
-    noise = np.array(gumbel(keys, WORDS), np.float64)
-    for how in SETTINGS.values():
+    chances = np.array(uniforms(keys), np.float64)
+    for how in (one for one in SETTINGS.values() if one.temperature):
         tokens, _, _ = drawn(logits, keys, seen, [how] * ROWS)
         for row, token in enumerate(tokens):
-            expected = reference(np.array(logits[row]), np.array(seen[row]), how)
-            assert token == (expected + (noise[row] if how.temperature else 0)).argmax()
+            shares = np.exp(reference(np.array(logits[row]), np.array(seen[row]), how))
+            block = np.searchsorted(np.add.reduceat(shares, range(0, WORDS, 8)).cumsum(), chances[row, 0], "right")
+            inside = shares[8 * block :][:8].cumsum()
+            assert token == 8 * block + np.searchsorted(inside, chances[row, 1] * inside[-1], "right")
+
+
+@pytest.mark.parametrize("words", [1, 2, 7, 64, 100, 5000])
+def test_words_are_picked_as_often_as_they_weigh(words):
+    """Over a grid of chances, one picked row for each of its points."""
+    side = 96
+    weights = np.random.default_rng(words).random(words) ** 3 * (np.arange(words) % 3 != 1)
+    weights[-1] = 0 if words > 1 else 1.0
+    grid = (np.arange(side) + 0.5) / side
+    chances = np.stack([one.ravel() for one in np.meshgrid(grid, grid)], axis=1)
+    rows = mx.broadcast_to(mx.array(weights.astype(np.float32)), (side * side, words))
+    found, total = pick(rows, mx.array(chances.astype(np.float32)))
+    counts = np.bincount(np.array(found), minlength=words)
+    assert counts[weights == 0].sum() == 0
+    assert np.isclose(np.array(total), weights.sum(), rtol=1e-5).all()
+    assert np.abs(counts / side**2 - weights / weights.sum()).max() < 2.5 / side
+
+
+def test_the_last_chance_there_is_picks_a_word_that_weighs():
+    edge = mx.array([[1 - 2**-24, 1 - 2**-24], [0.0, 0.0]])
+    found, _ = pick(mx.array([[0.0, 1e-30, 0.3, 0.0, 0.0]] * 2), edge)
+    assert found.tolist() == [2, 1]
 
 
 def test_rows_of_every_kind_in_one_batch_are_as_if_alone():

@@ -13,7 +13,7 @@ from tiny_model import make_tiny_model
 
 from grpo_ray import mlx_model
 from grpo_ray.crew import share_update
-from grpo_ray.mlx_model import mx
+from grpo_ray.mlx_core import mx
 from grpo_ray.trainers._pupil import Reader, pupil_of, read_plain, read_shared
 from grpo_ray.trainers.losses import Objective, token_logprobs, token_weights
 from grpo_ray.trainers.mlx_lora import gradient_of, make_trainer
@@ -24,6 +24,14 @@ METRICS = {
     *("loss", "grad_norm", "kl", "clip_share", "clip_low", "clip_high", "ratio", "entropy", "mismatch"),
     *("mean_length", "tokens", "tokens_per_s", "seconds"),
 }
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """A model without strong likes, on which rounding doesn't grow: its folder, lessons, and a first update."""
+    folder = make_tiny_model(tmp_path_factory.mktemp("models") / "calm", sharpness=1.0)
+    lessons = sample_lessons(folder, Sampling(group_size=4, temperature=0.9, max_tokens=14, slots=8))
+    return folder, lessons, make_trainer(model=folder, **SETTINGS).update(None, None, lessons, 11)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +103,8 @@ def test_the_first_ratio_is_one(folder, lessons):
 
 
 @pytest.mark.parametrize("weighting", ["dapo", "grpo"])
-def test_a_shared_prompt_gives_the_plain_loss_and_gradient(folder, lessons, first, weighting):
+def test_a_shared_prompt_gives_the_plain_loss_and_gradient(calm, weighting):
+    folder, lessons, first = calm
     network = prepared(folder, first.content).network
     for pupil in (taught for lesson in lessons if (taught := pupil_of(lesson))):
         weights = mx.array(token_weights([pupil.lengths], weighting)[0])
@@ -105,8 +114,9 @@ def test_a_shared_prompt_gives_the_plain_loss_and_gradient(folder, lessons, firs
         assert np.allclose(shared[0][1].tolist(), plain[0][1].tolist(), atol=1e-3)
         slopes, expected = dict(tree_flatten(shared[1])), dict(tree_flatten(plain[1]))
         assert slopes.keys() == expected.keys() and all(name.endswith(("lora_a", "lora_b")) for name in slopes)
-        assert max(mx.abs(slopes[name] - expected[name]).max().item() for name in slopes) < 1e-5
-        assert max(mx.abs(slope).max().item() for slope in slopes.values()) > 1e-3
+        largest = max(mx.abs(slope).max().item() for slope in slopes.values())
+        assert largest > 1e-3
+        assert max(mx.abs(slopes[name] - expected[name]).max().item() for name in slopes) < 1e-5 * largest
 
 
 def test_a_prompt_of_one_token_trains(folder, lessons):
@@ -140,8 +150,9 @@ def test_greedy_lessons_teach_nothing(folder, trainer, lessons):
     )
 
 
-def test_the_penalty_alone_leads_back_to_the_base_model(folder, lessons, first):
+def test_the_penalty_alone_leads_back_to_the_base_model(calm):
     """Advantages of zero leave only the penalty: what an earlier update moved, it moves back."""
+    folder, lessons, first = calm
     pupils = [taught for lesson in lessons if (taught := pupil_of(lesson))]
     base = [
         token_logprobs(read_plain(trained(folder, None).network, p), p.tokens_G_T, p.temperature)[0] for p in pupils
@@ -172,7 +183,11 @@ def test_mlx_lm_loads_the_adapter_as_its_own(folder, lessons, first, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     theirs = load_with_mlx_lm(folder, adapter_path=str(tmp_path))[0]
     pupil = pupil_of(lessons[0])
-    assert mx.array_equal(read_plain(theirs, pupil), read_plain(trained(folder, first.content).network, pupil)).item()
+    ours = trained(folder, first.content).network
+    assert mx.allclose(read_plain(theirs, pupil), read_plain(ours, pupil), atol=1e-4).item()
+    assert not mx.allclose(
+        read_plain(theirs, pupil), read_plain(trained(folder, None).network, pupil), atol=1e-2
+    ).item()
 
 
 @pytest.mark.parametrize("kind", [mx.float32, mx.bfloat16, mx.float16, mx.int32])

@@ -4,7 +4,8 @@ import json
 from importlib import import_module
 from pathlib import Path
 
-from grpo_ray.mlx_model import mx, pack  # first: it puts the fast BLAS in place
+from grpo_ray.mlx_core import mx  # first: it puts the fast BLAS in place
+from grpo_ray.mlx_model import pack
 
 from mlx.utils import tree_flatten  # isort: skip
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers  # isort: skip
@@ -33,14 +34,17 @@ CONFIG = {
 }
 
 
-def make_tiny_model(folder: Path, *, chat: bool = True, **changes: object) -> str:
-    """Write the model into `folder` (made if need be); `changes` go into its config. Returns the folder."""
+def make_tiny_model(folder: Path, *, chat: bool = True, sharpness: float = 3.0, **changes: object) -> str:
+    """Write the model into `folder` (made if need be); `changes` go into its config. Returns the folder.
+
+    Its weights are `sharpness` times the usual ones: at 3 it has clear likes, and rounding grows on the way through it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = CONFIG | changes
     mx.random.seed(7)
     kind = import_module(f"mlx_lm.models.{config['model_type']}")
     network = kind.Model(kind.ModelArgs.from_dict(config))
-    weights = {name: 3.0 * array for name, array in tree_flatten(network.parameters())}
+    weights = {name: sharpness * array for name, array in tree_flatten(network.parameters())}
     (folder / "model.safetensors").write_bytes(pack(weights, config))
     (folder / "config.json").write_text(json.dumps(config))
     _write_tokenizer(folder, chat)

@@ -1,0 +1,88 @@
+"""exp, softmax and SwiGLU that are not slow on a CPU, where MLX takes 12 to 17 ns for each exp; on a GPU they are MLX's own.
+
+x is n ln 2 + f with n whole and |f| ≤ ½ ln 2: 2^n is an exponent's bits, e^f a polynomial (Cody and Waite, Software Manual
+for the Elementary Functions, 1980). All of it is additions and products, which a compiler turns into vector
+instructions: 1 to 2 ns. The error is below 2.1e-7 of the value (MLX's own: 1.7e-6 around x = -30).
+"""
+
+from typing import Any
+
+from grpo_ray.mlx_core import mx
+
+from mlx import nn  # isort: skip
+
+LEAST = -87.0
+"""exp(-87), 1.6e-38, stands for everything below it: what is lower leaves float32."""
+LOG2_E = 1.4426950408889634
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
+"""ln 2 in two parts, so that n times the first is exact."""
+ROUNDER = 1.5 * 2**23
+"""Adding it to a float32 below 2^22 leaves the nearest whole number in the lowest bits."""
+TERMS = (0.49999231, 0.16667115, 0.04189016, 0.00831252)
+"""e^f = 1 + f + f² · (these, by rising powers of f), fitted to the smallest relative error: 1.0e-7."""
+ONE = 127 << 23
+"""The bits of 1.0."""
+ON_CPU = mx.default_device() == mx.Device(mx.cpu)
+
+
+def exp(x: mx.array) -> mx.array:
+    """exp of float32 numbers below 88, with gradient. On a CPU what is below -87 gives 1.6e-38, and not 0."""
+    if not ON_CPU:
+        return mx.exp(x)
+    result: Any = _exp(x)
+    return result
+
+
+@mx.custom_function
+def _exp(x: mx.array) -> Any:
+    held, rounded = _rounded(x)
+    scale = _power_of_2(rounded.view(mx.int32)).view(mx.float32)
+    return _scaled(held, rounded, scale)
+
+
+@_exp.vjp
+def _slope(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    return cotangent * output
+
+
+@mx.compile
+def _rounded(x: mx.array) -> tuple[mx.array, mx.array]:
+    held = mx.where(x < LEAST, LEAST, x)
+    return held, held * LOG2_E + ROUNDER
+
+
+@mx.compile
+def _power_of_2(rounded: mx.array) -> mx.array:
+    """The bits of 2^n, where n is what the lowest bits of a rounded number say."""
+    return (rounded << 23) + ONE
+
+
+@mx.compile
+def _scaled(held: mx.array, rounded: mx.array, scale: mx.array) -> mx.array:
+    n = rounded - ROUNDER
+    f = (held - n * LN2_HIGH) - n * LN2_LOW
+    square = f * f
+    low, high = (TERMS[i] + TERMS[i + 1] * f for i in (0, 2))
+    return ((1 + f) + square * (low + square * high)) * scale
+
+
+def softmax(scores: mx.array) -> mx.array:
+    """Over the last axis, in float32."""
+    scores = scores.astype(mx.float32)
+    if not ON_CPU:
+        return mx.softmax(scores, axis=-1)
+    powers = exp(scores - mx.stop_gradient(mx.max(scores, axis=-1, keepdims=True)))
+    return powers / mx.sum(powers, axis=-1, keepdims=True)
+
+
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """SiLU(gate) · x, as mlx-lm's models call it."""
+    if not ON_CPU or gate.dtype != mx.float32:
+        return nn.silu(gate) * x
+    return _gated(gate, x, exp(-mx.minimum(mx.abs(gate), 80.0)))
+
+
+@mx.compile
+def _gated(gate: mx.array, x: mx.array, small: mx.array) -> mx.array:
+    """`small` is exp(-|gate|), which never overflows."""
+    return mx.where(gate < 0, small, 1.0) * gate * x / (1 + small)
