@@ -11,10 +11,10 @@ from typing import Any
 
 from grpo_ray.errors import ConfigError
 from grpo_ray.mlx_core import mx
-from grpo_ray.mlx_math import ON_CPU, exp, softmax, swiglu
+from grpo_ray.mlx_math import ON_CPU, exp, swiglu
 
 from mlx_lm.models import base  # isort: skip
-from mlx_lm.models.cache import ConcatenateKVCache  # isort: skip
+from mlx_lm.models.cache import BatchKVCache, ConcatenateKVCache  # isort: skip
 
 Mask = mx.array | str | None
 LOWEST = -3.4e38
@@ -82,7 +82,12 @@ def attend(
     rows, kv_heads, _, size = keys.shape
     queries = queries * scale
     scores = _masked(queries.reshape(rows, kv_heads, -1, size) @ keys.swapaxes(-1, -2), queries, mask)
-    return (softmax(scores).reshape(rows, kv_heads, -1, keys.shape[2]) @ values).reshape(*queries.shape[:3], -1)
+    powers = exp(scores - mx.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    sums = (powers.reshape(rows, kv_heads, -1, keys.shape[2]) @ values).reshape(*queries.shape[:3], -1)
+    attended = sums / powers.sum(axis=-1, keepdims=True)
+    if isinstance(cache, BatchKVCache) and queries.shape[2] == 1:
+        mx.async_eval(attended)  # MLX queues some 50 operations on a CPU: begun later, this layer would wait for Python
+    return attended
 
 
 def _masked(scores: mx.array, queries: mx.array, mask: Mask) -> mx.array:

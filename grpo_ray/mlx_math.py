@@ -1,4 +1,4 @@
-"""exp, softmax and SwiGLU that are not slow on a CPU, where MLX takes 12 to 17 ns for each exp; on a GPU they are MLX's own.
+"""exp and SwiGLU that are not slow on a CPU, where MLX takes 12 to 17 ns for each exp; on a GPU they are MLX's own.
 
 x is n ln 2 + f with n whole and |f| ≤ ½ ln 2: 2^n is an exponent's bits, e^f a polynomial (Cody and Waite, Software Manual
 for the Elementary Functions, 1980). All of it is additions and products, which a compiler turns into vector
@@ -64,15 +64,6 @@ def _scaled(held: mx.array, rounded: mx.array, scale: mx.array) -> mx.array:
     square = f * f
     low, high = (TERMS[i] + TERMS[i + 1] * f for i in (0, 2))
     return ((1 + f) + square * (low + square * high)) * scale
-
-
-def softmax(scores: mx.array) -> mx.array:
-    """Over the last axis, in float32."""
-    scores = scores.astype(mx.float32)
-    if not ON_CPU:
-        return mx.softmax(scores, axis=-1)
-    powers = exp(scores - mx.stop_gradient(mx.max(scores, axis=-1, keepdims=True)))
-    return powers / mx.sum(powers, axis=-1, keepdims=True)
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
