@@ -34,6 +34,7 @@ BOUNDS: Mapping[str, Bound] = {
     "plan.tasks": _at_least(1),
     "plan.templates": _at_least(1),
     "plan.wave": _at_least(1),
+    "plan.refill": _at_least(0),
     "evolution.size": _at_least(1),
     "evolution.children": _at_least(0),
     "evolution.min_trials": _at_least(1),

@@ -75,7 +75,7 @@ def _unrenderable(templates: Sequence[Template], tasks: Sequence[Task]) -> Itera
 def plan(config: Config, inputs: Inputs) -> dict[str, Any]:
     """What a run will take, before it starts. Tokens and price are rough estimates; counts are upper bounds."""
     recipe, tasks = config.recipe, inputs.tasks
-    prompts = recipe.plan.tasks * recipe.plan.templates * recipe.steps
+    prompts = recipe.plan.tasks * recipe.plan.templates * (1 + recipe.plan.refill) * recipe.steps
     judges = [judge for judge in recipe.judges if judge.name not in FREE]
     judgings, rewrites = len(judges) * prompts, _rewrites(recipe)
     tokens = _tokens(recipe, judgings, rewrites)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from grpo_ray.advantages import with_advantages
 from grpo_ray.canonical import digest_bytes
 from grpo_ray.exam import clearly_worse, examine, favourite, under
-from grpo_ray.population import evolve, plan_waves, with_fitness
+from grpo_ray.population import evolve, plan_refill, plan_waves, with_fitness
 from grpo_ray.protocols import Control, Crew
 from grpo_ray.recipe import Recipe, RunState
 from grpo_ray.scoring import score
@@ -37,16 +37,26 @@ async def run(state: RunState, crew: Crew, control: Control) -> RunState:
 
 
 async def explore(step: int, policy: Policy, recipe: Recipe, crew: Crew, turn: asyncio.Lock) -> list[ScoredGroup]:
+    """A step's groups, by id; where some teach nothing and the plan allows it, others are sampled in their place."""
+    rounds = [plan_waves(step, policy, crew.tasks.train, recipe)]
+    found = await survey(rounds[0], step, policy, recipe, crew, turn)
+    while len(rounds) <= recipe.plan.refill:
+        rounds.append(plan_refill(step, policy, rounds, found, crew.tasks.train, recipe))
+        found += await survey(rounds[-1], step, policy, recipe, crew, turn)
+    return sorted(found, key=lambda scored: scored.group.id)
+
+
+async def survey(
+    waves: list[Wave], step: int, policy: Policy, recipe: Recipe, crew: Crew, turn: asyncio.Lock
+) -> list[ScoredGroup]:
     """Groups leave a wave one by one, so a slow judge never idles a generator; `turn` keeps steps in order.
 
     The turn ends with the sampling: what judges still have to say overlaps with the next step's sampling.
     """
-    waves = plan_waves(step, policy, crew.tasks.train, recipe)
     async with asyncio.TaskGroup() as air, turn, asyncio.TaskGroup() as sky:
         flights = [sky.create_task(fly(wave, step, policy, recipe, crew, air)) for wave in waves]
     landings = [landing for flight in flights for landing in flight.result()]
-    found = [scored for landing in landings if (scored := landing.result())]
-    return sorted(found, key=lambda scored: scored.group.id)
+    return [scored for landing in landings if (scored := landing.result())]
 
 
 async def fly(

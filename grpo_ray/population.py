@@ -10,9 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from math import sqrt
+from math import ceil, sqrt
 
-from grpo_ray.advantages import template_relative
+from grpo_ray.advantages import template_relative, with_advantages
 from grpo_ray.canonical import rng, short
 from grpo_ray.errors import ConfigError, OracleError
 from grpo_ray.prompting import check_template, content_hash, render, uses_metadata
@@ -88,7 +88,32 @@ def plan_waves(step: int, policy: Policy, tasks: Sequence[Task], recipe: Recipe)
     """
     chosen = next(islice(_draws(tasks, recipe.plan.tasks, recipe.seed), step, None))
     stream = rng(recipe.seed, "prompts", step)
-    pairs = _assign(chosen, policy.population.members, recipe, stream)
+    return _waves(chosen, step, policy, recipe, stream)
+
+
+def plan_refill(
+    step: int,
+    policy: Policy,
+    rounds: Sequence[Sequence[Wave]],
+    found: Sequence[ScoredGroup],
+    tasks: Sequence[Task],
+    recipe: Recipe,
+) -> list[Wave]:
+    """Further tasks for a step, in place of those groups of its first round that taught nothing. None missing: no waves.
+
+    Such a group was lost, or its rewards are all alike (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2). `rounds`
+    are the step's waves so far: their tasks are not met again. Each new task comes under several templates, as all do.
+    """
+    met = [{prompt.task.id for wave in waves for prompt in wave.prompts} for waves in rounds]
+    wanted = sum(len(wave.prompts) for wave in rounds[0])
+    teaching = sum(any(lesson.advantages) for lesson in with_advantages(found, recipe))
+    stream = rng(recipe.seed, "refill", step, len(rounds))
+    fresh = [task for task in _permuted(tasks, stream) if not any(task.id in some for some in met)]
+    return _waves(fresh[: ceil(max(0, wanted - teaching) / recipe.plan.templates)], step, policy, recipe, stream)
+
+
+def _waves(tasks: Sequence[Task], step: int, policy: Policy, recipe: Recipe, stream: random.Random) -> list[Wave]:
+    pairs = _assign(tasks, policy.population.members, recipe, stream)
     prompts = [render(template, task, step) for template, task in pairs]
     stream.shuffle(prompts)
     seed = rng(recipe.seed, "sampling", step).getrandbits(31)

@@ -60,6 +60,8 @@ class PlanSpec:
     tasks: int = 8
     templates: int = 4
     wave: int = 16
+    refill: int = 0
+    """How often a step may sample further tasks in place of groups that teach nothing: lost, or rewarded all alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The real loop and exams over canned backends: what comes out depends on the recipe, and on nothing else."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from grpo_ray.canonical import digest
 from grpo_ray.crew import StoreControl
 from grpo_ray.errors import ConfigError, UnreachableError
 from grpo_ray.protocols import Archive, Generators
-from grpo_ray.recipe import Named, RunState
+from grpo_ray.recipe import Named, Recipe, RunState
 from grpo_ray.types import Adapter, Group, LostGroup, Score, ScoredGroup, Task, Wave
 
 LAGS = pytest.mark.parametrize("lag", [0, 1, 2])
@@ -96,6 +97,46 @@ def test_every_step_explores_with_the_policy_of_lag_steps_before(lag: int) -> No
     states, used = asyncio.run(adapters())
     made = [state.adapter.hash if state.adapter else None for state in states]
     assert used == {step: {made[max(0, step - lag)]} for step in range(4)}
+
+
+def dull(refill: int, **changes: int) -> Recipe:
+    """Half of what is sampled is lost or rewarded all alike."""
+    settings = {"lost": 0.1, "rate": 0.1, "spread": 0.1}
+    plan = replace(stage.recipe().plan, refill=refill)
+    return stage.recipe(generator=Named(name="canned", settings=settings), plan=plan, steps=2, **changes)
+
+
+async def explored(recipe: Recipe, generators: int = 1) -> dict[int, list[ScoredGroup]]:
+    state = stage.beginning(recipe)
+    archive = await stage.archive_with(state)
+    await taken(state, archive, generators)
+    store = await archive.open(state.run)
+    return {step: await store.scored_groups(step, step) for step in range(recipe.steps)}
+
+
+def teaching(groups: Sequence[ScoredGroup]) -> int:
+    return sum(len({one.reward.value for one in scored.rollouts}) > 1 for scored in groups)
+
+
+@LAGS
+def test_groups_that_teach_nothing_are_made_up_for(lag: int) -> None:
+    """With more tasks, each under as many templates; what the step would have sampled anyway is not touched."""
+    plain, refilled = (asyncio.run(explored(dull(refill, lag=lag)))[0] for refill in (0, 6))
+    assert teaching(plain) < 12 <= teaching(refilled)
+    assert {scored.group.id for scored in plain} < {scored.group.id for scored in refilled}
+    more = Counter(scored.group.prompt.task.id for scored in refilled)
+    assert max(more.values()) <= 3
+
+
+def test_a_refill_is_the_same_however_many_generators_there_are() -> None:
+    assert asyncio.run(explored(dull(2, lag=1))) == asyncio.run(explored(dull(2, lag=1), generators=3))
+
+
+def test_tasks_that_run_out_end_the_refill() -> None:
+    wide = replace(dull(9), plan=replace(dull(9).plan, tasks=20))
+    found = asyncio.run(explored(wide))[0]
+    assert {scored.group.prompt.task.id for scored in found} <= {task.id for task in stage.TASKS.train}
+    assert max(Counter(scored.group.prompt.task.id for scored in found).values()) <= 3
 
 
 def test_lost_groups_leave_the_run_going() -> None:
@@ -257,10 +298,13 @@ class Faltering:
 
 
 @LAGS
+@pytest.mark.parametrize("refill", [0, 2])
 @pytest.mark.parametrize("groups", [5, 17, 31])
-def test_a_run_that_broke_in_the_middle_of_a_step_goes_on_to_an_equal_state(lag: int, groups: int) -> None:
+def test_a_run_that_broke_in_the_middle_of_a_step_goes_on_to_an_equal_state(lag: int, groups: int, refill: int) -> None:
+    recipe = stage.recipe(lag=lag, plan=replace(stage.recipe().plan, refill=refill))
+
     async def twice() -> RunState:
-        state = stage.beginning(stage.recipe(lag=lag))
+        state = stage.beginning(recipe)
         archive = await stage.archive_with(state)
         async with stage.crew_over(archive, state) as crew:
             with pytest.raises(UnreachableError, match="the last generator is gone"):
@@ -269,7 +313,7 @@ def test_a_run_that_broke_in_the_middle_of_a_step_goes_on_to_an_equal_state(lag:
         assert saved is not None and saved.step < 4
         return await taken(saved, archive)
 
-    assert asyncio.run(twice()) == asyncio.run(taken(stage.beginning(stage.recipe(lag=lag))))
+    assert asyncio.run(twice()) == asyncio.run(taken(stage.beginning(recipe)))
 
 
 class Broken:
