@@ -109,7 +109,8 @@ async def train(state: RunState, lessons: list[Lesson], crew: Crew) -> Adapter |
         step=state.step,
         rate_scale=old.rate_scale if old else 1.0,
     )
-    await crew.store.save_adapter(new, update.content, update.metrics)
+    metrics = (*update.metrics, ("zero_variance", 1 - len(useful) / len(lessons)))
+    await crew.store.save_adapter(new, update.content, metrics)
     return await promote(old, new, state, crew)
 
 

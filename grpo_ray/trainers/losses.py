@@ -23,12 +23,12 @@ STATS = ("clip_low", "clip_high", "ratio", "kl")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """Which loss, and what bounds it. Raises ConfigError naming every setting that can't be."""
+    """Which loss, and what bounds it: by default as TRL 1.16 does it. Raises ConfigError naming every wrong setting."""
 
     loss: Loss = "dapo"
     clip_low: float = 0.2
     """The ratio is held in [1 − clip_low, 1 + clip_high] where going further would pay (gspo's paper: 3e-4, 4e-4)."""
-    clip_high: float = 0.28
+    clip_high: float = 0.2
     delta: float | None = None
     """The most the unclipped ratio may be (two-sided clipping, arXiv 2505.07291); None: no bound."""
     cispo_cap: float = 5.0
@@ -36,8 +36,11 @@ class Objective:
     """Weight of the k3 penalty towards the model without its adapter."""
     kl_bias_correction: bool = True
     """Multiply the penalty by the ratio, which makes its gradient that of the KL (TRL's default)."""
-    mismatch: Mismatch = "none"
-    """How tokens are weighed by trainer / sampler: not at all, held at `mismatch_cap`, or left out above it."""
+    mismatch: Mismatch = "sequence_mask"
+    """How tokens are weighed by trainer / sampler: not at all, held at `mismatch_cap`, or left out above it.
+
+    A sequence's is the product of its tokens'. sft and dpo weigh nothing.
+    """
     mismatch_cap: float = 3.0
     dpo_beta: float = 0.1
     sft_on: Chosen = "positive"
@@ -54,6 +57,11 @@ class Objective:
             problems.append(f"dpo_beta is {self.dpo_beta}: it must be above 0")
         if any(problems):
             raise ConfigError("\n".join(problem for problem in problems if problem))
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the trainer's own log-probabilities before the update are needed."""
+        return self.mismatch != "none" and self.loss not in ("sft", "dpo")
 
     @property
     def needs_reference(self) -> bool:

@@ -58,12 +58,12 @@ def make_trainer(
     max_grad_norm: float = 1.0,
     loss: Loss = "dapo",
     clip_low: float = 0.2,
-    clip_high: float = 0.28,
+    clip_high: float = 0.2,
     delta: float | None = None,
     cispo_cap: float = 5.0,
     kl: float = 0.0,
     kl_bias_correction: bool = True,
-    mismatch: Mismatch = "none",
+    mismatch: Mismatch = "sequence_mask",
     mismatch_cap: float = 3.0,
     dpo_beta: float = 0.1,
     sft_on: Chosen = "positive",
@@ -203,7 +203,7 @@ class MlxLoraTrainer:
         pupils = self._pupils(lessons)
         batches = list(self._batches(len(pupils), seed))
         optimizer = self._begin(adapter, content)
-        if self.plan.objective.mismatch != "none":
+        if self.plan.objective.corrects:
             mine = {index for batch in batches for index in batch[rank::of]}
             pupils = [self._with_correction(one) if index in mine else one for index, one in enumerate(pupils)]
         self.work = Work(adapter, content, pupils, batches, optimizer, tally, rank, of)

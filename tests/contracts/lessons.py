@@ -10,7 +10,7 @@ from grpo_ray.trainers.losses import token_logprobs
 from grpo_ray.types import Adapter, Lesson, Message, Prompt, Reward, Sampling, ScoredGroup, ScoredRollout, Task, Wave
 
 TEXTS = ("one", "two and two and two", "a third one, rather longer", "4")
-SETTINGS = {"rank": 4, "learning_rate": 5e-3, "groups_per_batch": 2}
+SETTINGS = {"rank": 4, "learning_rate": 5e-3, "groups_per_batch": 2, "clip_high": 0.28, "mismatch": "none"}
 FIRST = Adapter("first", 1, None, 0)
 
 

@@ -217,8 +217,9 @@ def test_an_adapter_of_any_shape_goes_on(folder, lessons, shape):
     + [{"mismatch": "token_truncate"}, {"kl": 0.1}],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
-def test_trainers_that_share_an_update_come_to_that_of_one(folder, lessons, first, settings):
+def test_trainers_that_share_an_update_come_to_that_of_one(calm, settings):
     """Three trainers, more than some steps have groups, and moved weights, so that ratios aren't 1."""
+    folder, lessons, first = calm
     settings = {**SETTINGS, "groups_per_batch": 3, **settings}
     alone, *several = [make_trainer(model=folder, **settings) for _ in range(4)]
     expected = alone.update(FIRST, first.content, lessons, 5)
