@@ -79,8 +79,8 @@ async def attempt(group: Group | LostGroup, step: int, recipe: Recipe, crew: Cre
 async def improve(state: RunState, groups: list[ScoredGroup], crew: Crew) -> RunState:
     """The same groups make a better adapter and, side by side, a better population."""
     lessons = with_advantages(groups, state.recipe)
-    await crew.store.save_lessons(state.step, lessons)
     async with asyncio.TaskGroup() as both:
+        both.create_task(crew.store.save_lessons(state.step, lessons))
         adapter = both.create_task(train(state, lessons, crew))
         evolved = both.create_task(select(state, groups, crew))
     return state.next(adapter.result(), evolved.result())

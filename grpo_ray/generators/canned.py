@@ -46,8 +46,9 @@ class Canned:
     def sample(self, wave: Wave, adapter: Adapter | None, content: AdapterBytes | None) -> Iterator[Group | LostGroup]:
         if adapter and content is None:
             raise ValueError(f"the bytes of adapter {adapter.hash} did not come with the wave")
-        for prompt in wave.prompts:
-            time.sleep(self.seconds / len(wave.prompts))
+        began = time.monotonic()
+        for number, prompt in enumerate(wave.prompts, start=1):
+            time.sleep(max(0.0, began + self.seconds * number / len(wave.prompts) - time.monotonic()))
             yield self._group(prompt, wave.sampling, adapter)
 
     def close(self) -> None:
