@@ -7,7 +7,7 @@ import ctypes.util
 import os
 import platform
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +28,8 @@ from grpo_ray.secrets_file import read_secrets
 GIB = 1024**3
 PATIENCE_S = 10.0
 NANO = Path(__file__).parent / "nano"
+SAMPLER = "openai_compatible"
+"""The generator that asks an endpoint for rollouts."""
 HOME_FIX = "choose a folder of yours with --home or placement.home"
 
 
@@ -41,6 +43,30 @@ class Check:
     fix: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Where a config names an endpoint."""
+
+    name: str
+    """Of the check."""
+    base_url: str
+    model: str
+    api_key_env: str
+
+
+JUDGED = Keys("endpoint", "oracle.base_url", "oracle.model", "oracle.api_key_env")
+SAMPLED = Keys("generator", *(f"generator.settings.{key}" for key in ("base_url", "served_model", "api_key_env")))
+
+
+def endpoints(recipe: Recipe) -> Iterator[tuple[OracleSpec, Keys]]:
+    """The endpoints that a run asks: for judging and rewriting, and, where no model of ours samples, for rollouts."""
+    yield recipe.oracle, JUDGED
+    if recipe.generator.name == SAMPLER:
+        given = recipe.generator.settings
+        model, key = given.get("served_model") or recipe.model, given.get("api_key_env", "OPENAI_API_KEY")
+        yield OracleSpec(base_url=given["base_url"], model=model, api_key_env=key), SAMPLED
+
+
 async def check_all(config: Config | None, home: str = "~/.grpo-ray") -> AsyncIterator[Check]:
     """The machine's checks, then, with a config, those of its model, endpoint, database and files; one by one."""
     place = config.placement if config else Placement(home=home)
@@ -52,8 +78,9 @@ async def check_all(config: Config | None, home: str = "~/.grpo-ray") -> AsyncIt
     if loads_model(config.recipe):
         yield check_model(config.recipe.model)
     yield check_secrets(place.home)
-    yield check_key(config.recipe.oracle)
-    yield await check_endpoint(config.recipe.oracle)
+    for endpoint, keys in endpoints(config.recipe):
+        yield check_key(endpoint, keys)
+        yield await check_endpoint(endpoint, keys)
     yield await check_database(place)
     yield check_inputs(config)
 
@@ -186,7 +213,7 @@ def check_secrets(home: str) -> Check:
     return Check("secrets", True, str(path) if path.exists() else f"no {path}: keys are those of the environment")
 
 
-def check_key(oracle: OracleSpec) -> Check:
+def check_key(oracle: OracleSpec, keys: Keys = JUDGED) -> Check:
     if oracle.base_url == "bundled":
         return Check("key", True, "the bundled stand-in needs none")
     if os.environ.get(oracle.api_key_env):
@@ -195,31 +222,31 @@ def check_key(oracle: OracleSpec) -> Check:
         return Check("key", True, "a server on this machine mostly needs none")
     fix = (
         f"export {oracle.api_key_env}=…, or write that line into {SECRETS} in placement.home (mode 600), "
-        "or name another variable in oracle.api_key_env"
+        f"or name another variable in {keys.api_key_env}"
     )
     return Check("key", False, f"${oracle.api_key_env} is not set", fix)
 
 
-async def check_endpoint(oracle: OracleSpec) -> Check:
+async def check_endpoint(oracle: OracleSpec, keys: Keys = JUDGED) -> Check:
     """GET {base_url}/models, as every OpenAI-compatible server answers it; and whether it knows the model."""
     if oracle.base_url == "bundled":
         return Check("endpoint", True, "the bundled stand-in: it is no real judge", "set oracle.base_url for real work")
     url = _models_url(oracle)
     try:
-        answer = await _ask(oracle)
+        answer = await _ask(oracle, keys)
         answer.raise_for_status()
         models = {one["id"]: one for one in answer.json()["data"]}
     except UnreachableError as fault:
-        return Check("endpoint", False, *str(fault).split("; ", 1))
+        return Check(keys.name, False, *str(fault).split("; ", 1))
     except httpx2.HTTPStatusError as fault:
-        return Check("endpoint", False, f"{url}: HTTP {fault.response.status_code}", "base_url mostly ends in /v1")
+        return Check(keys.name, False, f"{url}: HTTP {fault.response.status_code}", "base_url mostly ends in /v1")
     except (ValueError, KeyError, TypeError) as fault:
-        return Check("endpoint", False, f"{url} is no list of models ({fault!r})", "base_url mostly ends in /v1")
+        return Check(keys.name, False, f"{url} is no list of models ({fault!r})", "base_url mostly ends in /v1")
     if oracle.model not in models:
         known = ", ".join(sorted(models)[:5]) or "none"
-        return Check("endpoint", False, f"{url} has no model {oracle.model!r}", f"set oracle.model; it has: {known}")
+        return Check(keys.name, False, f"{url} has no model {oracle.model!r}", f"set {keys.model}; it has: {known}")
     ends = models[oracle.model].get("shutdown_date")
-    return Check("endpoint", True, f"{url} has {oracle.model}" + (f", until {ends}" if ends else ""))
+    return Check(keys.name, True, f"{url} has {oracle.model}" + (f", until {ends}" if ends else ""))
 
 
 async def check_reachable(recipe: Recipe) -> None:
@@ -229,34 +256,34 @@ async def check_reachable(recipe: Recipe) -> None:
     """
     if loads_model(recipe):
         find_model(recipe.model)
-    if not (key := check_key(recipe.oracle)).ok:
-        raise MissingError(f"{key.detail}; {key.fix}")
-    if recipe.oracle.base_url == "bundled":
-        return
-    answer = await _ask(recipe.oracle)
-    if answer.status_code in (401, 403):
-        raise UnreachableError(
-            f"{_models_url(recipe.oracle)} refuses the key (HTTP {answer.status_code}); {_endpoint_fix(recipe.oracle)}"
-        )
+    for endpoint, keys in endpoints(recipe):
+        if not (key := check_key(endpoint, keys)).ok:
+            raise MissingError(f"{key.detail}; {key.fix}")
+        if endpoint.base_url == "bundled":
+            continue
+        answer = await _ask(endpoint, keys)
+        if answer.status_code in (401, 403):
+            refused = f"{_models_url(endpoint)} refuses the key (HTTP {answer.status_code})"
+            raise UnreachableError(f"{refused}; {_endpoint_fix(endpoint, keys)}")
 
 
 def _models_url(oracle: OracleSpec) -> str:
     return oracle.base_url.rstrip("/") + "/models"
 
 
-async def _ask(oracle: OracleSpec) -> httpx2.Response:
+async def _ask(oracle: OracleSpec, keys: Keys) -> httpx2.Response:
     key = os.environ.get(oracle.api_key_env, "none")
     try:
         async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
             return await client.get(_models_url(oracle), headers={"Authorization": f"Bearer {key}"})
     except (httpx2.HTTPError, httpx2.InvalidURL) as fault:
-        raise UnreachableError(f"{_models_url(oracle)}: {_first(fault)}; {_endpoint_fix(oracle)}") from fault
+        raise UnreachableError(f"{_models_url(oracle)}: {_first(fault)}; {_endpoint_fix(oracle, keys)}") from fault
 
 
-def _endpoint_fix(oracle: OracleSpec) -> str:
+def _endpoint_fix(oracle: OracleSpec, keys: Keys) -> str:
     if is_local(oracle.base_url):
-        return "start the server (LM Studio, mlx_lm.server, vLLM …) or correct oracle.base_url"
-    return f"check oracle.base_url, the network and ${oracle.api_key_env}"
+        return f"start the server (LM Studio, mlx_lm.server, vLLM …) or correct {keys.base_url}"
+    return f"check {keys.base_url}, the network and ${oracle.api_key_env}"
 
 
 async def check_database(place: Placement) -> Check:

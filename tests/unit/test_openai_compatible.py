@@ -268,3 +268,20 @@ def test_training_on_an_endpoint_is_refused_before_a_run_begins(tmp_path: Path) 
     said = " ".join(done.output.split())
     assert "trainer: mlx_lora needs the sampler's token ids and log-probabilities" in said
     assert "trainer: null" in said and "Traceback" not in said
+
+
+def test_an_endpoint_that_is_not_there_is_missed_before_a_run_begins(tmp_path: Path) -> None:
+    path = config(tmp_path, "http://127.0.0.1:9/v1")
+    done = CliRunner().invoke(app, ["run", "--config", str(path)])
+    assert done.exit_code != 0
+    said = " ".join(done.output.split())
+    assert "http://127.0.0.1:9/v1/models" in said and "generator.settings.base_url" in said
+    assert not (tmp_path / "home" / "postgres").exists() and "Traceback" not in said
+
+
+def test_doctor_looks_at_the_endpoint_that_rollouts_come_from(tmp_path: Path) -> None:
+    path = config(tmp_path, "http://127.0.0.1:9/v1")
+    done = CliRunner().invoke(app, ["doctor", "--config", str(path), "--json"])
+    checks = {one["name"]: one for one in json.loads(done.stdout)}
+    assert not checks["generator"]["ok"] and "generator.settings.base_url" in checks["generator"]["fix"]
+    assert checks["endpoint"]["ok"]
