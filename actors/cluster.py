@@ -1,6 +1,6 @@
 """The topology on one screen: which class, how many, on which resources."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +21,11 @@ from actors.judge import Judge
 from actors.rate_gate import Gate, RateGate
 from actors.trainer import Trainer
 from grpo_ray.backends import LIGHT
+from grpo_ray.continuous import batched
 from grpo_ray.crew import CONTENTS, Contents, open_oracle
-from grpo_ray.protocols import Archive, Crew
+from grpo_ray.protocols import Archive, Crew, SlotsFound
 from grpo_ray.recipe import Config, Named
-from grpo_ray.types import TaskSet
+from grpo_ray.types import TaskSet, Wave
 
 HEAD = {"node:__internal_head__": 0.001}
 """Where the store is: coordinator, judges, rate gate and control server stay with it."""
@@ -66,13 +67,16 @@ def assemble(config: Config, run: str, base_url: str, cast: Cast) -> dict[str, A
     }
     for name in cast.judges:
         actors[name] = _actor(name, Judge, config, run, base_url, gate, resources=HEAD)
-    for name in cast.generators:
-        mlx = _mlx(recipe.generator, GENERATOR_MLX)
-        actors[name] = _actor(name, Generator, recipe, num_cpus=1, resources=mlx)
+    actors |= _generators(config, cast.generators)
     for name in cast.trainers:
         mlx = _mlx(recipe.trainer, TRAINER_MLX)
         actors[name] = _actor(name, Trainer, recipe.model, recipe.trainer, num_cpus=1, resources=mlx)
     return actors
+
+
+def _generators(config: Config, names: Sequence[str]) -> dict[str, ActorHandle]:
+    mlx = _mlx(config.recipe.generator, GENERATOR_MLX)
+    return {name: _actor(name, Generator, config.recipe, num_cpus=1, resources=mlx) for name in names}
 
 
 def _actor(name: str, plain: type, *given: Any, resources: dict[str, float], num_cpus: float = 0) -> ActorHandle:
@@ -102,9 +106,10 @@ async def crew(
     """The crew as the coordinator has it: pools over actors; the oracle for mutations and exams is its own."""
     store, keep = await archive.open(run), max(CONTENTS, config.recipe.lag + 2)
     contents = Contents(store, keep)
+    generators = pools.Generators(cast.generators, pools.Parcels(contents, keep))
     async with open_oracle(config, archive, run, base_url, Gate(cast.gate)) as oracle:
         yield Crew(
-            pools.Generators(cast.generators, pools.Parcels(contents, keep)),
+            batched(generators, len(cast.generators), config.recipe),
             pools.Judges(cast.judges, config.recipe),
             pools.Trainers(cast.trainers, contents) if cast.trainers else None,
             store,
@@ -126,11 +131,28 @@ async def on_stage(config: Config, run: str, base_url: str) -> AsyncIterator[Cas
 
 
 @contextmanager
-def joined(config: Config) -> Iterator[None]:
-    """Inside, Ray is there and large enough for the run: to be known before the run begins. Raises GrpoRayError."""
+def joined(config: Config) -> Iterator[Callable[[Wave], Awaitable[SlotsFound]]]:
+    """Inside, Ray is there and large enough for the run: to be known before the run begins. Raises GrpoRayError.
+
+    Gives what finds its slots, should the config leave them open.
+    """
     with connected(config.placement, config.recipe.trainers):
         preflight(needs(config))
-        yield
+        yield partial(find_slots, config)
+
+
+async def find_slots(config: Config, wave: Wave) -> SlotsFound:
+    """What suits the nodes, by as many generators as the run will have, which are made for this alone."""
+    if config.recipe.generator.name in LIGHT:
+        return SlotsFound(wave.sampling.slots)
+    nonce = token_hex(3)
+    actors = _generators(config, [f"slots-{number}/{nonce}" for number in range(config.placement.generators)])
+    try:
+        await ready(actors)
+        return await pools.find_slots(list(actors.values()), wave)
+    finally:
+        for actor in actors.values():
+            ray.kill(actor)
 
 
 async def run(config: Config, run: str, tasks: TaskSet, base_url: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from grpo_ray.backends import make_generator
 from grpo_ray.protocols import Generator as Backend
+from grpo_ray.protocols import SlotsFound, Tunable
 from grpo_ray.recipe import Recipe
 from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Wave
 
@@ -28,6 +29,11 @@ class Generator:
         self.open()
         assert self._backend is not None
         yield from self._backend.sample(wave, adapter, content)
+
+    def find_slots(self, wave: Wave) -> SlotsFound:
+        """The slots that suit this node; the wave's own where the backend can't measure any."""
+        self.open()
+        return self._backend.find_slots(wave) if isinstance(self._backend, Tunable) else SlotsFound(wave.sampling.slots)
 
     def __repr__(self) -> str:
         return f"Generator[{self._recipe.model}]"

@@ -19,6 +19,7 @@ from actors.calls import ATTEMPTS, Down, answer, insist, log, revived, watched
 from grpo_ray.canonical import short
 from grpo_ray.crew import Ask, Contents, missing, share_update
 from grpo_ray.errors import GrpoRayError, UnreachableError
+from grpo_ray.protocols import SlotsFound
 from grpo_ray.recipe import Recipe
 from grpo_ray.types import Adapter, AdapterBytes, Evaluation, Group, Lesson, LostGroup, Update, Wave
 
@@ -102,6 +103,16 @@ class Generators:
                 if len(self._nursing) == self._count or not isinstance(fault, UnreachableError):
                     return self._free.put_nowait(fault)
                 log.warning("%s; the others go on without it", fault)
+
+
+async def find_slots(handles: Sequence[ActorHandle], wave: Wave) -> SlotsFound:
+    """What the generator with the least room finds, so that every one of them can hold it."""
+
+    async def ask(handle: ActorHandle) -> SlotsFound:
+        call = partial(handle.find_slots.remote, wave)
+        return await insist("a generator", [handle], lambda: answer("a generator", handle, call(), GROUP_S))
+
+    return min(await asyncio.gather(*map(ask, handles)), key=lambda found: found.slots)
 
 
 async def _flow(

@@ -30,7 +30,7 @@ BOUNDS: Mapping[str, Bound] = {
     "sampling.repetition_penalty": (lambda value: 0 < value <= 10, "above 0, at most 10; 1 is off"),
     "sampling.stop": (all, "a list of texts, none of them empty"),
     "sampling.max_tokens": _at_least(1),
-    "sampling.slots": _at_least(1),
+    "sampling.slots": (lambda value: value == "auto" or value >= 1, "1 or more, or auto"),
     "plan.tasks": _at_least(1),
     "plan.templates": _at_least(1),
     "plan.wave": _at_least(1),

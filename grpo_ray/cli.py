@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,7 +19,7 @@ import typer
 from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, RecipeChanged
 
 if TYPE_CHECKING:
-    from grpo_ray.launch import Inputs
+    from grpo_ray.launch import FindSlots, Inputs
     from grpo_ray.protocols import Archive
     from grpo_ray.recipe import Config
     from grpo_ray.types import TaskSet
@@ -186,20 +187,23 @@ async def _run(
 
     What fails fast comes first: the archive, then Ray, then the run, so that a fault leaves nothing half begun.
     """
-    from grpo_ray import attended, launch
+    from grpo_ray import attended, launch, terminal
 
     opened = launch.open_kept if resume or fork else launch.open_archive
     async with closing(await opened(settings.placement)) as archive:
-        with _joined(settings):
-            run = await launch.begun(archive, settings, inputs, resume, fork)
+        with _joined(settings) as find:
+            state = await launch.begun(archive, settings, inputs, resume, fork, terminal.aloud(find))
+            settings, run = replace(settings, recipe=state.recipe), state.run
             work = partial(_work, settings, archive, run, inputs.tasks)
             return await attended.attend(settings, archive, run, f"{again} --resume {run}", work)
 
 
-def _joined(settings: "Config") -> AbstractContextManager[None]:
-    """Ray, before a run begins: where it can't be joined nothing has started."""
+def _joined(settings: "Config") -> "AbstractContextManager[FindSlots]":
+    """Ray, before a run begins: where it can't be joined nothing has started. Gives what finds slots."""
     if settings.placement.ray == "off":
-        return nullcontext()
+        from grpo_ray.crew import find_slots
+
+        return nullcontext(partial(find_slots, settings.recipe))
     from actors import cluster
 
     return cluster.joined(settings)
@@ -285,7 +289,7 @@ def _steer(verb: str, run: str, as_json: bool, home: str, storage: str) -> None:
 @app.command()
 def export(
     run: Run,
-    format: Annotated[str, typer.Option(help="A file of exporters/: chat, adapter …")],
+    format: Annotated[str, typer.Option(help="A file of exporters/: chat, adapter, fused …")],
     out: Annotated[Path, typer.Option(help="The folder to write to.")],
     set: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the format.")

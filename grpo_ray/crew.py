@@ -14,10 +14,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from grpo_ray.backends import make_generator, make_trainer
 from grpo_ray.checker import Checker
+from grpo_ray.continuous import batched
 from grpo_ray.errors import ConfigError
 from grpo_ray.llm import Gate, RateGate
 from grpo_ray.oracle import make_oracle
-from grpo_ray.protocols import Archive, Crew, Generator, Oracle, Store, Trainer
+from grpo_ray.protocols import Archive, Crew, Generator, Oracle, SlotsFound, Store, Trainer, Tunable
 from grpo_ray.recipe import Config, Recipe, RunState
 from grpo_ray.registry import find
 from grpo_ray.types import Adapter, AdapterBytes, Evaluation, Group, Lesson, LostGroup, TaskSet, Update, Wave
@@ -247,8 +248,21 @@ async def local_crew(config: Config, archive: Archive, run: str, tasks: TaskSet,
             make = partial(make_trainer, recipe.model, named)
             benches = [await _manned(stack, make) for _ in range(recipe.trainers)]
             trainers = LocalTrainers(benches, contents)
-        generators = LocalGenerators(desks, contents)
+        generators = batched(LocalGenerators(desks, contents), len(desks), recipe)
         yield Crew(generators, LocalJudges(recipe, oracle), trainers, store, oracle, tasks)
+
+
+async def find_slots(recipe: Recipe, wave: Wave) -> SlotsFound:
+    """The slots that suit this machine, by a generator made for this alone; the wave's own where it can't measure."""
+
+    def found(backend: Generator) -> SlotsFound:
+        return backend.find_slots(wave) if isinstance(backend, Tunable) else SlotsFound(wave.sampling.slots)
+
+    desk: Desk[Generator] = Desk(lambda: make_generator(recipe))
+    try:
+        return await desk.use(found)
+    finally:
+        await desk.close()
 
 
 async def _manned(stack: AsyncExitStack, make: Callable[[], B]) -> Desk[B]:

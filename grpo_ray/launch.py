@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,11 +15,11 @@ from grpo_ray.backends import untrainable
 from grpo_ray.canonical import plain
 from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, RecipeChanged
 from grpo_ray.operations import which
-from grpo_ray.population import begin, fits, unfit
-from grpo_ray.protocols import Archive, Embedder, Store
+from grpo_ray.population import begin, fits, plan_waves, unfit
+from grpo_ray.protocols import Archive, Embedder, SlotsFound, Store
 from grpo_ray.recipe import Config, Placement, Recipe, RunState
 from grpo_ray.settings import misplaced
-from grpo_ray.types import Policy, Task, TaskSet, Template
+from grpo_ray.types import Policy, Sampling, Task, TaskSet, Template, Wave
 
 JUDGE_TOKENS = (400, 250)
 """A guess at what judging takes in beside the answers themselves, a call, and what it gives back, an answer."""
@@ -36,6 +36,10 @@ class Inputs:
 
     templates: tuple[Template, ...]
     tasks: TaskSet
+
+
+FindSlots = Callable[[Wave], Awaitable[SlotsFound]]
+"""What a generator finds for a wave."""
 
 
 def load_inputs(config: Config) -> Inputs:
@@ -89,6 +93,7 @@ def plan(config: Config, inputs: Inputs) -> dict[str, Any]:
         "steps": recipe.steps,
         "prompts": prompts,
         "rollouts": prompts * recipe.sampling.group_size,
+        "slots": recipe.sampling.slots,
         "exam_answers": _exam_answers(inputs),
         "judge_calls": judgings,
         "rewrite_calls": rewrites,
@@ -134,7 +139,7 @@ def _where(placement: Placement) -> str:
 
 def untrained(config: Config) -> Config:
     """The same config for looking only: in this process, in memory, one generator, no trainer."""
-    recipe = replace(config.recipe, trainer=None)
+    recipe = replace(numbered(config.recipe), trainer=None)
     return replace(
         config, recipe=recipe, placement=replace(config.placement, storage="memory", ray="off", generators=1)
     )
@@ -211,28 +216,61 @@ def new_id(name: str) -> str:
     return f"{safe[:40]}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-async def begun(archive: Archive, config: Config, inputs: Inputs, resume: str | None, fork_of: str | None) -> str:
-    """The id of a new run, of the run `resume` taken up again, or of a fork of the run `fork_of`."""
+async def begun(
+    archive: Archive, config: Config, inputs: Inputs, resume: str | None, fork_of: str | None, find: FindSlots
+) -> RunState:
+    """The state of a new run, of the run `resume` taken up again, or of a fork of the run `fork_of`.
+
+    Where the config leaves the slots open, a run that is taken up keeps its own; a new one and a fork `find` theirs.
+    """
     if resume:
-        return (await take_up(archive, (await which(archive, resume))["run"], config)).run
-    if fork_of:
-        return (await fork(archive, (await which(archive, fork_of))["run"], config)).run
-    return (await start(archive, config, inputs)).run
+        return await take_up(archive, (await which(archive, resume))["run"], config)
+    source = (await which(archive, fork_of))["run"] if fork_of else None
+    if source:
+        await _forkable(archive, source, config.recipe)
+    found = await find(first_wave(config.recipe, inputs)) if config.recipe.sampling.slots == "auto" else None
+    settled = replace(config, recipe=numbered(config.recipe, found.slots)) if found else config
+    state = await fork(archive, source, settled) if source else await start(archive, settled, inputs)
+    if found:
+        paces = {str(pace.slots): round(pace.tokens_per_second, 1) for pace in found.paces}
+        detail = {"slots": found.slots, "tokens_per_second": paces}
+        await (await archive.open(state.run)).save_event(state.step, "slots_found", detail)
+    return state
+
+
+def numbered(recipe: Recipe, slots: int = Sampling().slots) -> Recipe:
+    """The recipe with so many slots where it says `auto`."""
+    if recipe.sampling.slots != "auto":
+        return recipe
+    return replace(recipe, sampling=replace(recipe.sampling, slots=slots))
+
+
+def first_wave(recipe: Recipe, inputs: Inputs) -> Wave:
+    """What a generator of the recipe may be given first: a wave, or all of the first step's where they are joined."""
+    known = numbered(recipe)
+    waves = plan_waves(0, Policy(begin(inputs.templates, known), None), inputs.tasks.train, known)
+    joined = waves if known.plan.batching == "continuous" else waves[:1]
+    return replace(waves[0], prompts=tuple(prompt for wave in joined for prompt in wave.prompts))
 
 
 async def start(archive: Archive, config: Config, inputs: Inputs) -> RunState:
-    """Begin a new run."""
-    population = begin(inputs.templates, config.recipe)
-    policies = (Policy(population, None),)
-    state = RunState(new_id(config.recipe.name), 0, config.recipe, population, None, policies)
+    """Begin a new run; slots that are still left open are the usual ones."""
+    recipe = numbered(config.recipe)
+    population = begin(inputs.templates, recipe)
+    state = RunState(new_id(recipe.name), 0, recipe, population, None, (Policy(population, None),))
     await archive.create_run(state)
     return state
 
 
 async def take_up(archive: Archive, run: str, config: Config) -> RunState:
-    """The newest state of a run. Raises RecipeChanged, naming the keys, when the config is another one than its own."""
+    """The newest state of a run. Raises RecipeChanged, naming the keys, when the config is another one than its own.
+
+    Slots that the config leaves open are those that were found when the run began.
+    """
     state = await newest(await archive.open(run), run)
-    if changed := different(plain(state.recipe), plain(config.recipe)):
+    slots = state.recipe.sampling.slots
+    recipe = config.recipe if slots == "auto" else numbered(config.recipe, slots)
+    if changed := different(plain(state.recipe), plain(recipe)):
         raise RecipeChanged(
             f"run {run} began with another recipe; changed: {', '.join(changed)}. Put them back, "
             f"or go on under the new one as a new run: --fork {run} in place of --resume {run}"
@@ -246,10 +284,9 @@ async def fork(archive: Archive, run: str, config: Config) -> RunState:
 
     With another model the adapter stays behind: it would not fit. Rollouts stay with the old run.
     """
-    recipe, source = config.recipe, await archive.open(run)
-    old, seeds = await newest(source, run), (await source.states())[0].population
-    if old.step >= recipe.steps:
-        raise ConfigError(f"run {run} has taken {old.step} steps already; a fork of it needs more: --set steps=…")
+    recipe = numbered(config.recipe)
+    source, old = await _forkable(archive, run, recipe)
+    seeds = (await source.states())[0].population
     new = new_id(recipe.name)
     await archive.create_run(RunState(new, 0, recipe, seeds, None, (Policy(seeds, None),)))
     store = await archive.open(new)
@@ -263,6 +300,15 @@ async def fork(archive: Archive, run: str, config: Config) -> RunState:
     if old.step:
         await store.save_state(state)
     return state
+
+
+async def _forkable(archive: Archive, run: str, recipe: Recipe) -> tuple[Store, RunState]:
+    """The run's tables and its newest state. Raises ConfigError where no step is left."""
+    source = await archive.open(run)
+    old = await newest(source, run)
+    if old.step >= recipe.steps:
+        raise ConfigError(f"run {run} has taken {old.step} steps already; a fork of it needs more: --set steps=…")
+    return source, old
 
 
 async def newest(store: Store, run: str) -> RunState:

@@ -7,7 +7,7 @@ import json
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -88,6 +88,8 @@ class Model:
     context: int
     """Tokens a sequence may have, prompt and completion together."""
     lora: Lora | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What config.json says of the part that reads text, with what mlx-lm takes where it says nothing."""
 
 
 def resolve(model: str) -> str:
@@ -119,11 +121,19 @@ def load(model: str) -> Model:
         network, tokenizer, config = load_with_mlx_lm(path, return_config=True)  # pyright: ignore[reportAssignmentType]
     except (OSError, ValueError, KeyError, RuntimeError) as fault:
         raise _cannot_load(model, path, fault) from fault
-    text = config.get("text_config") or config
     hasten(network)
     mx.eval(network.parameters())
     _here.loads = getattr(_here, "loads", 0) + 1
-    return Model(model, network, tokenizer, int(text.get("max_position_embeddings") or 1 << 20))
+    context = int((config.get("text_config") or config).get("max_position_embeddings") or 1 << 20)
+    return Model(model, network, tokenizer, context, config=text_config(config, network))
+
+
+def text_config(config: Mapping[str, Any], network: Any) -> dict[str, Any]:
+    """See `Model.config`. mlx-lm keeps the part that reads text of some models under `language_model`."""
+    text = config.get("text_config") or config
+    args = getattr(getattr(network, "language_model", network), "args", None)
+    taken = {one.name: getattr(args, one.name) for one in fields(args)} if is_dataclass(args) else {}
+    return {**text, **{name: value for name, value in taken.items() if value is not None}}
 
 
 def _cannot_load(model: str, path: str, fault: Exception) -> MissingError | UnreachableError:

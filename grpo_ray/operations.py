@@ -18,11 +18,13 @@ from grpo_ray.prompting import render
 from grpo_ray.protocols import Archive, Crew, Store, Want
 from grpo_ray.recipe import Recipe, RunState
 from grpo_ray.scoring import score
-from grpo_ray.types import AdapterBytes, LostGroup, Row, Sampling, ScoredGroup, ScoredRollout, Template, Wave
+from grpo_ray.types import LostGroup, Row, Sampling, ScoredGroup, ScoredRollout, Template, Wave
 
 Embed = Callable[[Sequence[str]], Awaitable[list[list[float]]]]
 Kind = Literal["run", "template", "rollout", "adapter"]
 ARMS = ("start_mean", "start_best", "best_template", "last_adapter", "both")
+OF_RUN = ("adapter", "state")
+"""What an exporter may ask for beside its settings."""
 EMBED_BATCH = 128
 EMBED_MOST = 4096
 """Completions embedded in one search at most, so that an agent's call ends in time; the next search goes on."""
@@ -264,16 +266,22 @@ def _described(found: tuple[ScoredGroup, ScoredRollout] | None) -> dict[str, Any
 async def export(
     archive: Archive, run: str | None, format: str, out: str | Path, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write a run's curated rows (or its adapter, for formats that ask for one) under `out`."""
-    exporter = registry.find("exporters", format, "export")
-    asked = inspect.signature(exporter).parameters
-    registry.check_settings("exporters", format, "export", _with_adapter(settings or {}, asked, None))
+    """Write a run's curated rows, or its adapter for formats that ask for one, under `out`.
+
+    `rows` is how many were written: with an adapter none.
+    """
+    exporter, given = registry.find("exporters", format, "export"), dict(settings or {})
+    asked = [name for name in OF_RUN if name in inspect.signature(exporter).parameters]
+    if taken := sorted(given.keys() & asked):
+        raise ConfigError(f"exporters {format!r} takes {', '.join(taken)} from the run; leave it out of the settings")
+    registry.check_settings("exporters", format, "export", given | dict.fromkeys(asked))
     row = await which(archive, run)
     store = await archive.open(row["run"])
-    content = await _adapter(store, row["run"]) if "adapter" in asked else None
+    of_run = await _of_run(store, row["run"]) if asked else {}
     rows = curation.rows(await store.lessons())
-    path = _written(exporter, rows, Path(out), _with_adapter(settings or {}, asked, content))
-    return {"run_id": row["run"], "format": format, "rows": len(rows), "path": str(path), "files": _files(path)}
+    path = _written(exporter, rows, Path(out), given | {name: of_run[name] for name in asked})
+    count = 0 if "adapter" in asked else len(rows)
+    return {"run_id": row["run"], "format": format, "rows": count, "path": str(path), "files": _files(path)}
 
 
 def _written(exporter: Callable[..., Path], rows: Sequence[Row], out: Path, settings: Mapping[str, Any]) -> Path:
@@ -288,16 +296,12 @@ def _files(path: Path) -> list[str]:
     return [str(file) for file in sorted(path.rglob("*")) if file.is_file()] or [str(path)]
 
 
-def _with_adapter(settings: Mapping[str, Any], asked: Mapping[str, Any], content: Any) -> dict[str, Any]:
-    return dict(settings) | ({"adapter": content} if "adapter" in asked else {})
-
-
-async def _adapter(store: Store, run: str) -> AdapterBytes:
-    """The bytes of the last adapter that the gate let through."""
+async def _of_run(store: Store, run: str) -> dict[str, Any]:
+    """The run's last state, and the bytes of the last adapter that the gate let through."""
     state = await _state(store, run)
     if state.adapter is None:
-        raise MissingError(f"run {run} has no adapter yet: no step has trained one")
-    return await store.load_adapter(state.adapter.hash)
+        raise MissingError(f"run {run} has no adapter yet: no step has trained one; take more steps with a trainer")
+    return {"state": state, "adapter": await store.load_adapter(state.adapter.hash)}
 
 
 async def evaluate(run: str, crew: Crew, split: str = "heldout") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from grpo_ray.recipe import RunState
 from grpo_ray.types import (
@@ -41,6 +41,31 @@ class Generator(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a generator decodes with so many slots."""
+
+    slots: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsFound:
+    """The number of slots to decode with, and what was measured to find it; nothing by a generator that can't."""
+
+    slots: int
+    paces: tuple[Pace, ...] = ()
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """What a Generator keeps beside its own protocol when it can measure how many slots pay (`slots: auto`)."""
+
+    def find_slots(self, wave: Wave) -> SlotsFound:
+        """The slots that fit and still pay for waves like this one; its own `slots` don't matter. Leaves no trace."""
+        ...
 
 
 class Trainer(Protocol):

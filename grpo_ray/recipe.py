@@ -46,7 +46,8 @@ class SamplingSpec:
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 128
-    slots: int = 32
+    slots: int | Literal["auto"] = 32
+    """auto: found when a run begins, as a number that then stays. A RunState's recipe always has a number."""
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
@@ -60,6 +61,8 @@ class PlanSpec:
     tasks: int = 8
     templates: int = 4
     wave: int = 16
+    batching: Literal["waves", "continuous"] = "waves"
+    """waves: sampled one by one, the same bytes however fast; continuous: what waits is sampled together, for speed."""
     refill: int = 0
     """How often a step may sample further tasks in place of groups that teach nothing: lost, or rewarded all alike."""
 

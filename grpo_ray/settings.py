@@ -166,7 +166,7 @@ def _known(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     kind = _bare(kind)
     if get_origin(kind) is tuple and isinstance(value, list):
         return [_known(get_args(kind)[0], item, f"{path}{index}.", problems) for index, item in enumerate(value)]
-    if kind in (int, float) and isinstance(value, bool):
+    if isinstance(value, bool) and {int, float} & set(_options(kind)):
         problems.append(f"{path.removesuffix('.')}: expected a number, got {shown(value)}")
     if not is_dataclass(kind) or not isinstance(value, dict):
         return value
@@ -175,10 +175,15 @@ def _known(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     return {key: _known(hints[key], item, f"{path}{key}.", problems) for key, item in value.items() if key in hints}
 
 
+def _options(kind: Any) -> tuple[Any, ...]:
+    """The alternatives of a type; a type that has none is its own only one."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
 def _bare(kind: Any) -> Any:
     """A type without its `| None`."""
-    options = [option for option in get_args(kind) if option is not NoneType]
-    return options[0] if get_origin(kind) in (Union, UnionType) and len(options) == 1 else kind
+    options = [option for option in _options(kind) if option is not NoneType]
+    return options[0] if len(options) == 1 else kind
 
 
 def _nearest(key: str, path: str, known: list[str]) -> str:
@@ -213,16 +218,23 @@ def _typed(tree: dict[str, Any], wrong: dict[str, str]) -> Config | None:
     return None
 
 
-def _explain(error: ValidationError, tree: Mapping[str, Any]) -> list[tuple[list[str | int], str]]:
-    """(keys, what is wrong there) of each wrong or missing value."""
-    found: list[tuple[list[str | int], str]] = []
+def _explain(error: ValidationError, tree: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
+    """(keys, what is wrong there) of each wrong or missing value, each once."""
+    found: dict[tuple[str | int, ...], str] = {}
     for fault in error.errors():
         keys = [*fault["loc"][1:]] if fault["loc"][0] == "recipe" else [*fault["loc"]]
         if fault["type"].startswith("missing"):
-            found.append((keys, f"is missing{'; add at least one source of tasks' if keys == ['tasks'] else ''}"))
+            found[tuple(keys)] = f"is missing{'; add at least one source of tasks' if keys == ['tasks'] else ''}"
         else:
-            found.append((_reach(tree, keys), worded(fault["type"], fault["msg"], fault["input"])))
-    return found
+            at, words = tuple(_reach(tree, keys)), worded(fault["type"], fault["msg"], fault["input"])
+            found[at] = _either(found[at], words) if at in found else words
+    return list(found.items())
+
+
+def _either(one: str, other: str) -> str:
+    """What two alternatives of one type expect: `expected A or B, got X`; the first word where they don't say it so."""
+    (first, _, got), (second, _, same) = one.partition(", got "), other.partition(", got ")
+    return f"{first} or {second.removeprefix('expected ')}, got {got}" if got == same and got else one
 
 
 def _without(tree: dict[str, Any], at: Sequence[str | int]) -> dict[str, Any]:

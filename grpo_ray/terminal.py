@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from grpo_ray.launch import ENVIRONMENT
+from grpo_ray.launch import ENVIRONMENT, FindSlots
+from grpo_ray.protocols import SlotsFound
 from grpo_ray.recipe import Placement
 from grpo_ray.settings import masked
-from grpo_ray.types import LostGroup, ScoredGroup, ScoredRollout, Template
+from grpo_ray.types import LostGroup, ScoredGroup, ScoredRollout, Template, Wave
 
 USUAL = {"home": Placement().home, "storage": Placement().storage}
 BARS = "▁▂▃▄▅▆▇█"
@@ -112,6 +114,26 @@ def next_steps(result: Mapping[str, Any], place: Placement) -> str:
     exports += [f"export {result['run_id']} --format adapter --out adapter"] if result["adapter"] else []
     lines = [*exports, f"status {result['run_id']}"]
     return "next: " + "\n      ".join(f"grpo-ray {line}{where}" for line in lines)
+
+
+def aloud(find: FindSlots) -> FindSlots:
+    """The same, saying on stderr that it is at work and what it found."""
+
+    async def found(wave: Wave) -> SlotsFound:
+        print("sampling.slots: auto: finding how many pay …", file=sys.stderr)
+        answer = await find(wave)
+        print(slots(answer), file=sys.stderr)
+        return answer
+
+    return found
+
+
+def slots(found: SlotsFound) -> str:
+    """How many slots were found, and the tokens a second that each number of them came to."""
+    if not found.paces:
+        return f"sampling.slots: {found.slots}, the usual number: this generator measures none"
+    paces = ", ".join(f"{pace.slots}: {pace.tokens_per_second:,.0f}" for pace in found.paces)
+    return f"sampling.slots: {found.slots} (tokens/s by slots: {paces})"
 
 
 def runs(rows: Iterable[Mapping[str, Any]]) -> Table:

@@ -8,19 +8,21 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 
 from grpo_ray.canonical import short
 from grpo_ray.generators import _sampler as sampler
+from grpo_ray.generators._memory import NO_LIMIT, Room, rounded
 from grpo_ray.generators._names import rollout_seed
 from grpo_ray.generators._speech import Speech
 from grpo_ray.mlx_core import mx, numbers
 from grpo_ray.mlx_model import Model
 from grpo_ray.types import Prompt, Rollout, Sampling
 
-from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache  # isort: skip  (mlx_model comes first)
+from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache, make_prompt_cache  # isort: skip  (after mlx_core)
 
 WORTH_SHARING = 16
 """Tokens that two prompts must begin with alike before the second takes over the first's cache."""
@@ -60,16 +62,26 @@ class Row:
     """False until the prompt's last token has gone by."""
     done: bool = False
 
+    @property
+    def long(self) -> int:
+        """Tokens that its cache holds, at most."""
+        return len(self.job.tokens) + len(self.tokens)
+
+    @property
+    def to_come(self) -> int:
+        return self.job.limit - len(self.tokens)
+
 
 class Decoder:
-    """`run` takes a wave's jobs. `side` is a stream for what the model's next pass needn't wait for."""
+    """`run` takes a wave's jobs, in `room`. `side` is a stream for what the model's next pass needn't wait for."""
 
-    def __init__(self, model: Model, sampling: Sampling, prefill: int, side: Any) -> None:
+    def __init__(self, model: Model, sampling: Sampling, prefill: int, side: Any, room: Room = NO_LIMIT) -> None:
         self.model = model
         self.sampling = sampling
         self.speech = Speech(model, sampling.stop)
         self.prefill = prefill
         self.side = side
+        self.room = room
         self.stops = set(model.tokenizer.eos_token_ids)
         self.rows: list[Row] = []
         self.waiting: deque[Row] = deque()
@@ -87,26 +99,38 @@ class Decoder:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
         """Yield each job when its last rollout is whole."""
+        self.take(jobs)
+        while self.waiting or any(not row.done for row in self.rows):
+            yield from self.advance()
+
+    def take(self, jobs: Sequence[Job]) -> None:
+        """Let the jobs' rollouts wait for places, in their order."""
         self.waiting.extend(
             Row(job, index, rollout_seed(self.sampling.seed, job.prompt.id, index))
             for job in jobs
             for index in range(self.sampling.group_size)
         )
-        while self.waiting or any(not row.done for row in self.rows):
-            self._refill()
-            fed, scored = self.fed, self.scored
-            self._step()  # the next tokens are under way while these are looked at
-            yield from self._read(numbers(fed), *numbers(scored))
+
+    def advance(self) -> Iterator[Job]:
+        """One token a row; yields the jobs that are whole by it."""
+        self._refill()
+        fed, scored = self.fed, self.scored
+        self._step()  # the next tokens are under way while these are looked at
+        yield from self._read(numbers(fed), *numbers(scored))
 
     # ── rows come and go ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _refill(self) -> None:
-        """Drop finished rows and start waiting ones, a quarter of the slots at a time: each change copies caches."""
+        """Drop finished rows and start waiting ones, a quarter of the slots at a time: each change copies caches.
+
+        Where memory holds fewer rows than there are slots, that many are the slots.
+        """
         keep = [place for place, row in enumerate(self.rows) if not row.done]
-        share = max(1, self.sampling.slots // 4)
-        free = self.sampling.slots - len(keep)
-        fresh = min(free, len(self.waiting))
-        if keep and (free < share or (not fresh and len(self.rows) - len(keep) < share)):
+        wanted = min(self.sampling.slots - len(keep), len(self.waiting))
+        fresh = self._fitting([self.rows[place] for place in keep], wanted)
+        slots = self.sampling.slots if fresh == wanted else len(keep) + fresh
+        free = slots - len(keep) if fresh else 0
+        if keep and max(free, len(self.rows) - len(keep)) < max(1, slots // 4):
             return
         if len(keep) < len(self.rows):
             self._keep(keep)
@@ -114,6 +138,23 @@ class Decoder:
             self._start([self.waiting.popleft() for _ in range(fresh)])
         self.controls = sampler.controls_of([self.sampling] * len(self.rows))
         self.seen = None
+
+    def _fitting(self, running: Sequence[Row], wanted: int) -> int:
+        """How many of the `wanted` next rows memory holds beside the running ones, all at their full length.
+
+        One at least, when none is running: whoever made the jobs has seen to it that each fits alone.
+        """
+        long = max((row.long for row in running), default=0)
+        left = max((row.to_come for row in running), default=0)
+        jobs = {row.job for row in running if row.job.caches is not None}
+        prompts = sum(rounded(len(job.begin)) for job in jobs)
+        for count, row in enumerate(islice(self.waiting, wanted), 1):
+            long, left = max(long, row.long), max(left, row.to_come)
+            prompts += 0 if row.job in jobs else rounded(len(row.job.begin))
+            jobs.add(row.job)
+            if not self.room.holds(len(running) + count, long, left, prompts):
+                return max(count - 1, not running)
+        return wanted
 
     def _keep(self, places: list[int]) -> None:
         self.rows = [self.rows[place] for place in places]
@@ -257,6 +298,11 @@ class Decoder:
         job.left -= 1
         if not job.left:
             yield job
+
+
+def growing(network: Any) -> int:
+    """How many of a model's caches grow with the text; those of linear attention hold a state of one size."""
+    return sum(not isinstance(cache, ArraysCache) for cache in make_prompt_cache(network))
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -50,6 +50,15 @@ def test_a_run_is_the_same_however_many_generators_take_its_waves(lag: int) -> N
     assert len(first.policies) == min(lag + 1, 5)
 
 
+def test_canned_runs_are_the_same_in_waves_and_continuous() -> None:
+    """Nothing of a canned rollout depends on its batch, so that the two ways must agree."""
+    waves = stage.recipe(lag=1)
+    continuous = replace(waves, plan=replace(waves.plan, batching="continuous"))
+    for generators in (1, 3):
+        end = asyncio.run(taken(stage.beginning(continuous), generators=generators))
+        assert replace(end, recipe=waves) == asyncio.run(taken(stage.beginning(waves)))
+
+
 def test_trainers_share_every_update() -> None:
     alone, three = stage.recipe(), stage.recipe(trainers=3)
     end = asyncio.run(taken(stage.beginning(three)))

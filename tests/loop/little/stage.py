@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from grpo_ray.backends import make_generator, make_trainer
+from grpo_ray.continuous import batched
 from grpo_ray.crew import Contents, Desk, LocalGenerators, LocalJudges, LocalTrainers
 from grpo_ray.errors import OracleError
 from grpo_ray.population import begin
@@ -99,8 +100,9 @@ async def crew_over(archive: Archive, state: RunState, generators: int = 1) -> A
     benches = [Desk(lambda: make_trainer(plan.model, named)) for _ in range(plan.trainers)] if named else []
     judges = LocalJudges(plan, CheckingOracle())
     trainers = LocalTrainers(benches, contents) if benches else None
+    samplers = batched(LocalGenerators(desks, contents), generators, plan)
     try:
-        yield Crew(LocalGenerators(desks, contents), judges, trainers, store, CheckingOracle(), TASKS)
+        yield Crew(samplers, judges, trainers, store, CheckingOracle(), TASKS)
     finally:
         for desk in [*desks, *benches]:
             await desk.close()
