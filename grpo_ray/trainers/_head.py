@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_ray.mlx_core import mx, numbers
-from grpo_ray.mlx_math import exp
+from grpo_ray.mlx_math import ON_CPU, exp
 
 BUDGET = 1 << 20
 """Logits a chunk holds, 4 MiB of float32 …"""
-ROWS = 64
-"""… but at least this many tokens', so that a large head is not read too often."""
+ROWS = 32 if ON_CPU else 64
+"""… but at least this many tokens', so that a large head is not read too often. (On a CPU exp takes more arrays.)"""
 SMALL = 1024
 """Below this many words the whole logits are small, and plain."""
 

@@ -17,6 +17,7 @@ from grpo_ray.mlx_math import exp
 Loss = Literal["dapo", "grpo", "bnpo", "dr_grpo", "gspo", "cispo", "sft", "dpo"]
 Mismatch = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 Chosen = Literal["positive", "best"]
+FEW_WORDS = 1024
 STATS = ("clip_low", "clip_high", "ratio", "kl")
 """What `policy_loss` and `dpo_loss` measure, in order: sums over tokens."""
 
@@ -82,12 +83,23 @@ def token_logprobs(logits_G_T_V: mx.array, tokens_G_T: mx.array, temperature: fl
     Scored at the sampling temperature (more than 0), as the stored log-probabilities are.
     """
     scaled_G_T_V = logits_G_T_V.astype(mx.float32) / temperature
+    if scaled_G_T_V.shape[-1] > FEW_WORDS:
+        return _in_little_memory(scaled_G_T_V, tokens_G_T)
     scaled_G_T_V = scaled_G_T_V - mx.stop_gradient(scaled_G_T_V.max(axis=-1, keepdims=True))
     powers_G_T_V = exp(scaled_G_T_V)
     total_G_T = powers_G_T_V.sum(axis=-1)
     chosen_G_T = mx.take_along_axis(scaled_G_T_V, tokens_G_T[..., None], axis=-1)[..., 0]
     entropy_G_T = mx.log(total_G_T) - (powers_G_T_V * scaled_G_T_V).sum(axis=-1) / total_G_T
     return chosen_G_T - mx.log(total_G_T), mx.stop_gradient(entropy_G_T)
+
+
+def _in_little_memory(scaled_G_T_V: mx.array, tokens_G_T: mx.array) -> tuple[mx.array, mx.array]:
+    """By MLX's own operations, which are slower on a CPU, and keep fewer arrays of that size for the way back."""
+    total_G_T = mx.logsumexp(scaled_G_T_V, axis=-1)
+    chosen_G_T = mx.take_along_axis(scaled_G_T_V, tokens_G_T[..., None], axis=-1)[..., 0]
+    still_G_T_V = mx.stop_gradient(scaled_G_T_V)
+    mean_G_T = (mx.softmax(still_G_T_V, axis=-1) * still_G_T_V).sum(axis=-1)
+    return chosen_G_T - total_G_T, mx.stop_gradient(total_G_T) - mean_G_T
 
 
 def k3(gap: mx.array) -> mx.array:
