@@ -28,6 +28,15 @@ WORTH_SHARING = 16
 """Tokens that two prompts must begin with alike before the second takes over the first's cache."""
 
 
+class RowsCache(BatchKVCache):
+    """mlx-lm's batch cache, which asks for no mask for a single token where no row is padded: that hides nothing."""
+
+    padded = True
+
+    def make_mask(self, N: int, *args: Any, **kwargs: Any) -> Any:
+        return super().make_mask(N, *args, **kwargs) if N > 1 or self.padded else None
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """A group on its way: its tokens and, from the first rollout's start to the last one's, the prompt's caches."""
@@ -138,6 +147,9 @@ class Decoder:
             self._start([self.waiting.popleft() for _ in range(fresh)])
         self.controls = sampler.controls_of([self.sampling] * len(self.rows))
         self.seen = None
+        for cache in self.caches:
+            if isinstance(cache, RowsCache):
+                cache.padded = any(numbers(cache.left_padding))
 
     def _fitting(self, running: Sequence[Row], wanted: int) -> int:
         """How many of the `wanted` next rows memory holds beside the running ones, all at their full length.
@@ -325,4 +337,8 @@ def _single(batch: Any, row: int, length: int) -> KVCache:
 
 def _batched(caches: list[list[Any]]) -> list[Any]:
     """One batch cache a layer from one list of layers a row."""
-    return [layer[0].merge(list(layer)) for layer in zip(*caches, strict=True)]
+    merged = [layer[0].merge(list(layer)) for layer in zip(*caches, strict=True)]
+    for cache in merged:
+        if type(cache) is BatchKVCache:
+            cache.__class__ = RowsCache
+    return merged
