@@ -87,13 +87,14 @@ class Continuous:
                 seat.aboard = flight
 
     async def _fly(self, seats: list[Seat]) -> None:
-        homes = {prompt.id: seat for seat in seats for prompt in seat.wave.prompts}
-        prompts = tuple(prompt for seat in seats for prompt in seat.wave.prompts)
+        prompts = {prompt.id: prompt for seat in seats for prompt in seat.wave.prompts}
+        homes = {id: [seat for seat in seats if any(id == one.id for one in seat.wave.prompts)] for id in prompts}
         sampling, end = seats[0].wave.sampling, None
         try:
-            wave = Wave(short("w", list(homes), sampling), prompts, sampling)
+            wave = Wave(short("w", list(prompts), sampling), tuple(prompts.values()), sampling)
             async for group in self._inner.sample(wave, seats[0].adapter):
-                homes[group.prompt.id].arrived.put_nowait(group)
+                for seat in homes[group.prompt.id]:
+                    seat.arrived.put_nowait(group)
         except BaseException as fault:  # the boundary: whatever it is, those who wait for the groups raise it
             end = fault
         for seat in seats:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import deque
-from contextlib import suppress
 from dataclasses import replace
 
 from grpo_ray.advantages import with_advantages
@@ -132,6 +131,4 @@ async def promote(old: Adapter | None, new: Adapter, state: RunState, crew: Crew
 async def _abandon(ahead: deque[asyncio.Task[list[ScoredGroup]]]) -> None:
     for task in ahead:
         task.cancel()
-    for task in ahead:
-        with suppress(asyncio.CancelledError):
-            await task
+    await asyncio.gather(*ahead, return_exceptions=True)  # why the run ends is raised already, if it is a fault

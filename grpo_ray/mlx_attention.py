@@ -31,8 +31,8 @@ class PromptCache(ConcatenateKVCache):
         return keys, values
 
     def make_mask(self, *args: Any, window_size: int | None = None, **kwargs: Any) -> Any:
-        if window_size:
-            raise ConfigError(f"the model attends to {window_size} tokens only; set share_prompts: false")
+        if window_size or kwargs.get("return_array"):
+            raise ConfigError("this model's attention has a mask of its own; set share_prompts: false")
         return "causal"
 
 
@@ -75,6 +75,8 @@ def attend(
 ) -> mx.array:
     """(B, heads, T, D) queries over (B, KV heads, S, D) keys and values, after a PromptCache's where `cache` is one."""
     if isinstance(cache, PromptCache):
+        if sinks is not None or isinstance(mask, mx.array):
+            raise ConfigError("this model's attention has sinks or a mask of its own; set share_prompts: false")
         return _after_prompt(queries * scale, keys, values, cache)
     if not ON_CPU or sinks is not None or hasattr(cache, "bits") or queries.dtype != mx.float32:
         whole: Any = mask  # mlx-lm takes "causal", too

@@ -30,6 +30,8 @@ BUNDLED = {"bundled:nano": Path(__file__).parent / "nano"}
 Kind = Literal["lora", "dora"]
 LEAVES: Mapping[Kind, tuple[str, ...]] = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "m")}
 """What is trained of a wrapped layer: DoRA (arXiv 2402.09353) learns its rows' magnitudes, `m`, too."""
+CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+"""Where a config says how many tokens a sequence may have."""
 DTYPES: Mapping[mx.Dtype, tuple[str, Any]] = {
     mx.float32: ("F32", np.float32),
     mx.float16: ("F16", np.float16),
@@ -124,8 +126,13 @@ def load(model: str) -> Model:
     hasten(network)
     mx.eval(network.parameters())
     _here.loads = getattr(_here, "loads", 0) + 1
-    context = int((config.get("text_config") or config).get("max_position_embeddings") or 1 << 20)
-    return Model(model, network, tokenizer, context, config=text_config(config, network))
+    text = text_config(config, network)
+    return Model(model, network, tokenizer, text_context(text), config=text)
+
+
+def text_context(config: Mapping[str, Any]) -> int:
+    """Tokens that a sequence may have; as good as no bound where a config says nothing."""
+    return next((int(config[key]) for key in CONTEXT if config.get(key)), 1 << 20)
 
 
 def text_config(config: Mapping[str, Any], network: Any) -> dict[str, Any]:
@@ -148,19 +155,27 @@ def wrap(model: Model, lora: Lora) -> None:
     """Wrap the linear layers in LoRA of this shape; what was wrapped before is unwrapped first, so nothing nests.
 
     Fresh weights come from MLX's global random state; `lora_b` is zero, so the model answers as before.
+    Raises ConfigError, and leaves the model bare, where a layer can't be wrapped.
     """
     unwrap(model)
     config = lora.config()
-    linear_to_lora_layers(model.network, lora.num_layers, config["lora_parameters"], use_dora=lora.kind == "dora")
+    try:
+        linear_to_lora_layers(model.network, lora.num_layers, config["lora_parameters"], use_dora=lora.kind == "dora")
+    except ValueError as fault:
+        unwrap(model)  # layers before that one are wrapped already
+        way_out = "or set kind: lora" if lora.kind == "dora" else "such as self_attn.q_proj"
+        raise ConfigError(
+            f"{model.name!r} can't be wrapped in {lora.kind}: {fault}; name in keys the linear layers to wrap, {way_out}"
+        ) from fault
     model.network.train(model.network.training)  # new layers come in training mode, whatever the model's is
     mx.eval(model.network.parameters())
     model.lora = lora
 
 
 def unwrap(model: Model) -> None:
-    """Back to the bare base model."""
-    if model.lora is not None:
-        bare = [(name, _base(module)) for name, module in model.network.named_modules() if "lora_a" in module]
+    """Back to the bare base model, whatever of it is wrapped."""
+    bare = [(name, _base(module)) for name, module in model.network.named_modules() if "lora_a" in module]
+    if bare:
         model.network.update_modules(tree_unflatten(bare))
     model.lora = None
 

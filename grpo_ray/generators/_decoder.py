@@ -24,6 +24,8 @@ from grpo_ray.types import Prompt, Rollout, Sampling
 
 from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache, make_prompt_cache  # isort: skip  (after mlx_core)
 
+UNDECODABLE = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError)
+"""What comes of a model that mlx-lm can't decode in batches, and of memory that ran out."""
 WORTH_SHARING = 16
 """Tokens that two prompts must begin with alike before the second takes over the first's cache."""
 
@@ -34,7 +36,8 @@ class RowsCache(BatchKVCache):
     padded = True
 
     def make_mask(self, N: int, *args: Any, **kwargs: Any) -> Any:
-        return super().make_mask(N, *args, **kwargs) if N > 1 or self.padded else None
+        needed = N > 1 or self.padded or kwargs.get("window_size")
+        return super().make_mask(N, *args, **kwargs) if needed else None
 
 
 @dataclass(slots=True, eq=False)
@@ -333,6 +336,21 @@ def _single(batch: Any, row: int, length: int) -> KVCache:
     keys, values = (mx.contiguous(part[row : row + 1, :, :length]) for part in (batch.keys, batch.values))
     cache.state = (keys, values, length)
     return cache
+
+
+def decodes_in_batches(network: Any) -> bool:
+    """Whether two rows of different lengths get the same logits together as each alone, but for rounding: it is tried."""
+    tokens = [[1, 2, 3, 4, 5], [7, 6, 5]]
+    alone = mx.concatenate([network(mx.array([row]))[:, -1] for row in tokens])
+    read = [make_prompt_cache(network) for _ in tokens]
+    try:
+        for row, caches in zip(tokens, read, strict=True):
+            network(mx.array([row[:-1]]), cache=caches)
+        together = network(mx.array([[row[-1]] for row in tokens]), cache=_batched(read))[:, -1]
+        share = 1e-3 if alone.dtype == mx.float32 else 5e-2
+        return numbers(mx.abs(together - alone).max() <= share * mx.abs(alone).max())
+    except UNDECODABLE:
+        return False
 
 
 def _batched(caches: list[list[Any]]) -> list[Any]:

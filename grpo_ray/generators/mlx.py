@@ -17,7 +17,7 @@ from typing import Any
 from grpo_ray import mlx_model
 from grpo_ray.canonical import short
 from grpo_ray.errors import ConfigError, GrpoRayError
-from grpo_ray.generators._decoder import Decoder, Job, growing
+from grpo_ray.generators._decoder import UNDECODABLE, Decoder, Job, decodes_in_batches, growing
 from grpo_ray.generators._memory import SHARE, Room, free_bytes, kv_bytes, machine_bytes, rounded
 from grpo_ray.generators._names import lost
 from grpo_ray.generators._slots import choose, sizes
@@ -72,6 +72,8 @@ class MlxGenerator:
         self.model = model
         self.prefill = prefill
         self.room = room
+        self.batches = decodes_in_batches(model.network)
+        """Some of mlx-lm's models answer otherwise beside others, or not at all: those decode row by row."""
         self.adapter: str | None = None
         self.side = side_stream()
         keep_wired()
@@ -87,8 +89,18 @@ class MlxGenerator:
                 yield job
             else:
                 jobs.append(job)
-        for job in Decoder(self.model, wave.sampling, self.prefill, self.side, self.room).run(jobs):
-            yield self._group(job, wave.sampling)
+        yield from self._decoded(jobs, wave.sampling)
+
+    def _decoded(self, jobs: list[Job], sampling: Sampling) -> Iterator[Group | LostGroup]:
+        """The jobs' groups as they finish; where the model fails, or memory, those that are left are lost with the reason."""
+        how = sampling if self.batches else replace(sampling, slots=1)
+        left = {job.prompt.id: job for job in jobs}
+        try:
+            for job in Decoder(self.model, how, self.prefill, self.side, self.room).run(jobs):
+                yield self._group(left.pop(job.prompt.id), sampling)
+        except UNDECODABLE as fault:
+            reason = f"{self.model.name!r} failed in the middle of a wave: {type(fault).__name__}: {fault}"
+            yield from (lost(job.prompt, f"{reason}; a smaller sampling.slots may help") for job in left.values())
 
     def find_slots(self, wave: Wave) -> SlotsFound:
         """The slots that fit, up to the wave's rollouts, and still pay, over its longest prompt and the adapter in place.
@@ -97,8 +109,8 @@ class MlxGenerator:
         """
         made = [self._job(prompt, wave.sampling) for prompt in wave.prompts]
         jobs = [job for job in made if isinstance(job, Job)]
-        if not jobs:
-            return SlotsFound(wave.sampling.slots)
+        if not jobs or not self.batches:
+            return SlotsFound(wave.sampling.slots if self.batches else 1)
         longest = max(jobs, key=lambda job: len(job.tokens))
         most = min(len(jobs) * wave.sampling.group_size, self._fitting(longest))
         try:
@@ -181,7 +193,9 @@ class MlxGenerator:
         )
 
     def _group(self, job: Job, sampling: Sampling) -> Group | LostGroup:
-        if not all(isfinite(logprob) for rollout in job.rollouts.values() for logprob in rollout.logprobs):
+        # the model's own, too: those that greedy rows are drawn by are 0 whatever it says
+        told = (number for one in job.rollouts.values() for number in (*one.logprobs, *one.model_logprobs))
+        if not all(map(isfinite, told)):
             return lost(job.prompt, f"{self.model.name!r} with adapter {self.adapter} gives numbers that aren't finite")
         return Group(
             id=short("g", job.prompt.id),

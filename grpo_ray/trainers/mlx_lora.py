@@ -173,9 +173,9 @@ class MlxLoraTrainer:
         self.model = model
         self.lora = lora
         self.plan = plan
-        self.read = read_shared if share_prompts and can_share(model.network) else read_plain
         found = find_head(model.network)
         self.head = found if found and found.vocabulary >= SMALL else None
+        self.read = read_shared if share_prompts and can_share(model.network, self.head) else read_plain
         self.work: Work | None = None
         if gradient_checkpointing:
             checkpoint_layers(model.network)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_model import make_tiny_model
+from tiny_model import CONFIG, make_tiny_model
 
 from grpo_ray import mlx_model
 from grpo_ray.canonical import short
@@ -298,18 +298,66 @@ def test_a_ruined_adapter_loses_its_groups(generator, folder):
     adapter, content = some_adapter(folder, 6, Lora(rank=4))
     arrays, config = mlx_model.unpack(content.weights)
     ruined = mlx_model.pack({name: array * mx.nan for name, array in arrays.items()}, config)
-    lost = sample(generator, wave_of("one", "two"), adapter, AdapterBytes(ruined, b""))
-    assert all(isinstance(group, LostGroup) and "finite" in group.reason for group in lost)
+    for temperature in (0.8, 0.0):
+        lost = sample(generator, wave_of("one", "two", temperature=temperature), adapter, AdapterBytes(ruined, b""))
+        assert all(isinstance(group, LostGroup) and "finite" in group.reason for group in lost)
     assert isinstance(sample(generator, wave_of("one"))[0], Group)
 
 
-def test_a_model_with_sliding_windows_decodes_as_in_one_pass(tmp_path):
-    changes = {"model_type": "llama", "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
-    generator = make_generator(model=make_tiny_model(tmp_path / "sliding", **changes))
+WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+ODD = {
+    "windows": {"model_type": "llama", **WINDOWS},
+    "windows over plain caches": {"model_type": "smollm3", **WINDOWS, "no_rope_layers": [1, 0]},
+    "no batches": {"model_type": "gemma2", "num_attention_heads": 4, "num_key_value_heads": 2},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("texts", [("alike",), TEXTS])
+def test_odd_models_decode_as_in_one_pass(tmp_path, name, texts):
+    """Also where all rows are as long, so that none is padded."""
+    generator = make_generator(model=make_tiny_model(tmp_path / "odd", sharpness=2.0, **ODD[name]))
     assert isinstance(generator, MlxGenerator)
-    for group in sample(generator, wave_of(*TEXTS)):
+    assert generator.batches == (name != "no batches")
+    groups = sample(generator, wave_of(*texts))
+    assert len(groups) == len(texts)
+    for group in groups:
         for rollout in group.rollouts:
             assert np.allclose(rollout.logprobs, scores_of(generator, group, rollout), atol=1e-4)
+
+
+class Failing:
+    """A network that fails after a number of passes, as one that runs out of memory does."""
+
+    def __init__(self, network, passes: int) -> None:
+        self.network, self.left = network, passes
+
+    def __call__(self, *given, **named):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("[malloc] Unable to allocate")
+        return self.network(*given, **named)
+
+    def __getattr__(self, name):
+        return getattr(self.network, name)
+
+
+def test_a_model_that_fails_in_the_middle_loses_what_is_left_and_the_next_wave_goes_on(folder):
+    generator = make_generator(model=folder)
+    network = generator.model.network
+    generator.model.network = Failing(network, 21)
+    ends = sample(generator, wave_of(*TEXTS, slots=3))
+    lost = [end for end in ends if isinstance(end, LostGroup)]
+    assert 0 < len(lost) < len(TEXTS) == len({end.prompt.id for end in ends})
+    assert all("Unable to allocate" in end.reason and "sampling.slots" in end.reason for end in lost)
+    generator.model.network = network
+    assert all(isinstance(end, Group) for end in sample(generator, wave_of(*TEXTS)))
+
+
+def test_the_context_is_read_by_the_names_that_configs_use(tmp_path):
+    assert mlx_model.load(make_tiny_model(tmp_path / "usual")).context == 256
+    changes = {"max_position_embeddings": None, "n_positions": 99}
+    assert mlx_model.text_context(CONFIG | changes) == 99 and mlx_model.text_context({}) == 1 << 20
 
 
 def test_a_missing_model_says_what_to_do(tmp_path):

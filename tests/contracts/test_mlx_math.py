@@ -17,14 +17,14 @@ pytestmark = pytest.mark.mlx
 
 
 def test_exp_is_exact_to_the_last_bits_over_its_whole_range():
-    x = np.concatenate([np.linspace(-87, 80, 20001), np.linspace(-1e-3, 1e-3, 101)]).astype(np.float32)
+    x = np.concatenate([np.linspace(-86.9, 80, 20001), np.linspace(-1e-3, 1e-3, 101)]).astype(np.float32)
     expected = np.exp(x.astype(np.float64))
     assert np.abs(np.array(mlx_math.exp(mx.array(x))) / expected - 1).max() < 2.5e-7
 
 
 def test_exp_holds_what_is_too_low_and_passes_on_what_is_no_number():
     low = mlx_math.exp(mx.array([-88.0, -1e4, -3.4e38, -mx.inf]))
-    assert (np.array(low) < 2e-38).all() and (np.array(low) >= 0).all()
+    assert (np.array(low) == 0).all()
     assert np.isnan(mlx_math.exp(mx.array([mx.nan])).item())
     assert mlx_math.exp(mx.array([0.0])).item() == 1.0
 
@@ -86,6 +86,7 @@ def test_hastening_again_changes_nothing(tmp_path):
     assert [type(module) for module in network.modules()] == kinds
 
 
-def test_a_window_is_refused_with_the_way_out():
+@pytest.mark.parametrize("wish", [{"window_size": 16}, {"return_array": True}])
+def test_a_mask_of_the_models_own_is_refused_with_the_way_out(wish):
     with pytest.raises(ConfigError, match="share_prompts: false"):
-        mlx_attention.PromptCache().make_mask(4, window_size=16)
+        mlx_attention.PromptCache().make_mask(4, **wish)

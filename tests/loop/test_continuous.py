@@ -78,6 +78,17 @@ def test_waves_of_different_adapters_do_not_mix() -> None:
     assert inner.asked == [(6, None), (6, FIRST)]
 
 
+def test_a_prompt_of_two_waves_is_sampled_once_for_both() -> None:
+    async def twice() -> list[list[Group | LostGroup]]:
+        generators = Continuous(inner, 1)
+        return await asyncio.gather(*(taken(generators, wave) for wave in (waves()[0], waves()[0], waves()[1])))
+
+    inner = Recording()
+    first, same, other = asyncio.run(twice())
+    assert inner.asked == [(4, None)]
+    assert first == same and len(first) == len(other) == 2
+
+
 def test_a_fault_reaches_every_wave_on_board_and_the_generator_is_free_again() -> None:
     async def broken() -> None:
         generators = Continuous(inner, 1)

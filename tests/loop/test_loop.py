@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from little import stage
@@ -14,8 +15,8 @@ from grpo_ray.canonical import digest
 from grpo_ray.crew import StoreControl
 from grpo_ray.errors import ConfigError, UnreachableError
 from grpo_ray.protocols import Archive, Generators
-from grpo_ray.recipe import Named, Recipe, RunState
-from grpo_ray.types import Adapter, Group, LostGroup, Score, ScoredGroup, Task, Wave
+from grpo_ray.recipe import GateSpec, Named, Recipe, RunState
+from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Score, ScoredGroup, Task, Wave
 
 LAGS = pytest.mark.parametrize("lag", [0, 1, 2])
 
@@ -146,6 +147,39 @@ def test_tasks_that_run_out_end_the_refill() -> None:
     found = asyncio.run(explored(wide))[0]
     assert {scored.group.prompt.task.id for scored in found} <= {task.id for task in stage.TASKS.train}
     assert max(Counter(scored.group.prompt.task.id for scored in found).values()) <= 3
+
+
+def worse(gain: float) -> Named:
+    """Every version answers worse than the one before."""
+    return Named(name="canned", settings={"rate": 0.95, "gain": gain, "spread": 0.0})
+
+
+def test_a_first_adapter_that_is_clearly_worse_is_refused_and_the_base_model_stays() -> None:
+    async def refused() -> tuple[RunState, list[dict[str, Any]]]:
+        state = stage.beginning(stage.recipe(generator=worse(-0.9), gate=GateSpec(tasks=6), steps=2))
+        archive = await stage.archive_with(state)
+        return await taken(state, archive), await archive.events(state.run)
+
+    end, events = asyncio.run(refused())
+    said = [event["detail"] for event in events if event["kind"] == "adapter_refused"]
+    assert end.adapter is None and len(said) == 2
+    assert all(one["kept"] is None and one["adapter"] for one in said)
+
+
+def test_a_later_adapter_that_is_clearly_worse_leaves_the_last_good_one_at_half_its_rate() -> None:
+    old, new = Adapter("a1", 1, None, 0), Adapter("a3", 3, "a1", 1)
+
+    async def promoted(gate: GateSpec) -> Adapter | None:
+        state = stage.beginning(stage.recipe(generator=worse(-0.4), gate=gate))
+        archive = await stage.archive_with(state)
+        async with stage.crew_over(archive, state) as crew:
+            for adapter in (old, new):
+                await crew.store.save_adapter(adapter, AdapterBytes(b"w", b"o"), ())
+            return await loop.promote(old, new, state, crew)
+
+    assert asyncio.run(promoted(GateSpec(tasks=6))) == replace(old, rate_scale=0.5)
+    assert asyncio.run(promoted(GateSpec(tasks=0))) == new
+    assert asyncio.run(promoted(GateSpec(tasks=6, z=1e9))) == new
 
 
 def test_lost_groups_leave_the_run_going() -> None:
