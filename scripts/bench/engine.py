@@ -93,7 +93,16 @@ def sampling_rows(folder: str, pairs: int) -> list[Row]:
     found = [compare(name, lambda: sampled(generator, shared), theirs, pairs, 0.40, f"mlx-lm's batch_generate {how}")]
     theirs, how = against(peers.sample_rows, short)
     name = "sample 64 × 1, prompt 32, a sampler a row"
-    found += [compare(name, lambda: sampled(generator, single), theirs, pairs, 0.40, f"all rows at temperature 1; mlx-lm's BatchGenerator {how}")]
+    found += [
+        compare(
+            name,
+            lambda: sampled(generator, single),
+            theirs,
+            pairs,
+            0.40,
+            f"all rows at temperature 1; mlx-lm's BatchGenerator {how}",
+        )
+    ]
     theirs, how = against(peers.sample_batch, short)
     name = "sample 64 × 1, prompt 32, one sampler"
     found += [compare(name, lambda: sampled(generator, single), theirs, pairs, 1.0, f"mlx-lm's batch_generate {how}")]
