@@ -28,6 +28,7 @@ FEW_SHOT = "few_shot"
 """The parameter that says how many worked examples `examples` shows; its labels are whole numbers."""
 FILTERS = ("capitalize", "default", "first", "int", "join", "last", "length", "lower", "round", "string", "title", "trim", "upper")  # fmt: skip
 MAX_CHARACTERS = 20_000
+TOO_DEEP = "placeholders are nested too deep"
 MAX_DEPTH = 40
 _WORDS = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.Getattr, nodes.Getitem)
 _LOGIC = (nodes.If, nodes.CondExpr, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Test)
@@ -101,7 +102,7 @@ def placeholders(text: str) -> set[str]:
     try:
         return meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
     except RecursionError as error:
-        raise TemplateSyntaxError("placeholders are nested too deep", 1) from error
+        raise TemplateSyntaxError(TOO_DEEP, 1) from error
 
 
 def _values(template: Template, task: Task) -> dict[str, Any]:
@@ -127,7 +128,8 @@ def check_template(template: Template) -> list[str]:
 def _faults(template: Template) -> list[Problem]:
     syntax = [*_syntax_faults("text", template.text), *_syntax_faults("system", template.system or "")]
     found = [*_identity_faults(template), *syntax, *_parameter_faults(template)]
-    if not template.text.strip() or not (_parses(template.text) and _parses(template.system or "")):
+    unread = ("text", TOO_DEEP) in syntax or ("system", TOO_DEEP) in syntax  # Jinja2 takes the cube of the depth
+    if unread or not template.text.strip() or not (_parses(template.text) and _parses(template.system or "")):
         return found
     return [*found, *_placeholder_faults(template)]
 
@@ -160,14 +162,14 @@ def _syntax_faults(where: str, text: str) -> Iterator[Problem]:
         yield where, f"broken Jinja2 in line {error.lineno}: {error.message}"
         return
     except RecursionError:
-        yield where, "placeholders are nested too deep"
+        yield where, TOO_DEEP
         return
     yield from ((where, what) for what in dict.fromkeys(_forbidden(tree, 0)))
 
 
 def _forbidden(node: nodes.Node, depth: int) -> Iterator[str]:
     if depth > MAX_DEPTH:
-        yield "placeholders are nested too deep"
+        yield TOO_DEEP
         return
     if not isinstance(node, _ALLOWED):
         kind = type(node).__name__.lower()
