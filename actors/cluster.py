@@ -23,9 +23,9 @@ from actors.trainer import Trainer
 from grpo_ray.backends import LIGHT
 from grpo_ray.continuous import batched
 from grpo_ray.crew import CONTENTS, Contents, open_oracle
-from grpo_ray.protocols import Archive, Crew, SlotsFound
+from grpo_ray.protocols import Archive, Crew
 from grpo_ray.recipe import Config, Named
-from grpo_ray.types import TaskSet, Wave
+from grpo_ray.types import SlotsFound, TaskSet, Wave
 
 HEAD = {"node:__internal_head__": 0.001}
 """Where the store is: coordinator, judges, rate gate and control server stay with it."""

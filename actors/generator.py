@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from grpo_ray.backends import make_generator
 from grpo_ray.protocols import Generator as Backend
-from grpo_ray.protocols import SlotsFound, Tunable
+from grpo_ray.protocols import Tunable
 from grpo_ray.recipe import Recipe
-from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Wave
+from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, SlotsFound, Wave
 
 
 class Generator:

@@ -19,9 +19,8 @@ from actors.calls import ATTEMPTS, Down, answer, insist, log, revived, watched
 from grpo_ray.canonical import short
 from grpo_ray.crew import Ask, Contents, missing, share_update
 from grpo_ray.errors import GrpoRayError, UnreachableError
-from grpo_ray.protocols import SlotsFound
 from grpo_ray.recipe import Recipe
-from grpo_ray.types import Adapter, AdapterBytes, Evaluation, Group, Lesson, LostGroup, Update, Wave
+from grpo_ray.types import Adapter, AdapterBytes, Evaluation, Group, Lesson, LostGroup, SlotsFound, Update, Wave
 
 GROUP_S, UPDATE_S = 1800.0, 3600.0
 """How long the next group of a wave, and an update, may take."""

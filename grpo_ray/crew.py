@@ -18,10 +18,21 @@ from grpo_ray.continuous import batched
 from grpo_ray.errors import ConfigError
 from grpo_ray.llm import Gate, RateGate
 from grpo_ray.oracle import make_oracle
-from grpo_ray.protocols import Archive, Crew, Generator, Oracle, SlotsFound, Store, Trainer, Tunable
+from grpo_ray.protocols import Archive, Crew, Generator, Oracle, Store, Trainer, Tunable
 from grpo_ray.recipe import Config, Recipe, RunState
 from grpo_ray.registry import find
-from grpo_ray.types import Adapter, AdapterBytes, Evaluation, Group, Lesson, LostGroup, TaskSet, Update, Wave
+from grpo_ray.types import (
+    Adapter,
+    AdapterBytes,
+    Evaluation,
+    Group,
+    Lesson,
+    LostGroup,
+    SlotsFound,
+    TaskSet,
+    Update,
+    Wave,
+)
 
 POLL_S = 0.5
 """How often a paused run looks whether it may go on."""

@@ -16,10 +16,10 @@ from grpo_ray.canonical import plain
 from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, RecipeChanged
 from grpo_ray.operations import which
 from grpo_ray.population import begin, fits, plan_waves, unfit
-from grpo_ray.protocols import Archive, Embedder, SlotsFound, Store
+from grpo_ray.protocols import Archive, Embedder, Store
 from grpo_ray.recipe import Config, Placement, Recipe, RunState
 from grpo_ray.settings import misplaced
-from grpo_ray.types import Policy, Sampling, Task, TaskSet, Template, Wave
+from grpo_ray.types import Policy, Sampling, SlotsFound, Task, TaskSet, Template, Wave
 
 JUDGE_TOKENS = (400, 250)
 """A guess at what judging takes in beside the answers themselves, a call, and what it gives back, an answer."""

@@ -50,7 +50,7 @@ _keep_memory()
 _setrlimit, resource.setrlimit = resource.setrlimit, _keep_hard_limit
 try:
     import mlx.core as mx
-    import mlx_lm  # noqa: F401
+    import mlx_lm  # noqa: F401  (here and now, under the guard; other rooms import its parts)
 finally:
     resource.setrlimit = _setrlimit
 
@@ -58,3 +58,13 @@ finally:
 def numbers(array: mx.array) -> Any:
     """The values as Python's own numbers: nested lists, or one number where there are no axes."""
     return array.tolist()
+
+
+def alike(ours: mx.array, theirs: mx.array) -> bool:
+    """Whether two readings of the same tokens differ by no more than rounding does, for the precision they have."""
+    share = 1e-3 if ours.dtype == mx.float32 else 5e-2
+    return numbers(mx.abs(ours - theirs).max() <= share * mx.abs(theirs).max())
+
+
+BREAKDOWNS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError)
+"""What a model of mlx-lm's raises that can't be read in the way that is asked, or for which memory ran out."""

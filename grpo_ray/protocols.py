@@ -17,6 +17,7 @@ from grpo_ray.types import (
     Score,
     ScoredGroup,
     Slope,
+    SlotsFound,
     Task,
     TaskSet,
     Update,
@@ -41,22 +42,6 @@ class Generator(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How fast a generator decodes with so many slots."""
-
-    slots: int
-    tokens_per_second: float
-
-
-@dataclass(frozen=True, slots=True)
-class SlotsFound:
-    """The number of slots to decode with, and what was measured to find it; nothing by a generator that can't."""
-
-    slots: int
-    paces: tuple[Pace, ...] = ()
 
 
 @runtime_checkable

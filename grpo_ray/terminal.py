@@ -16,10 +16,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from grpo_ray.launch import ENVIRONMENT, FindSlots
-from grpo_ray.protocols import SlotsFound
 from grpo_ray.recipe import Placement
 from grpo_ray.settings import masked
-from grpo_ray.types import LostGroup, ScoredGroup, ScoredRollout, Template, Wave
+from grpo_ray.types import LostGroup, ScoredGroup, ScoredRollout, SlotsFound, Template, Wave
 
 USUAL = {"home": Placement().home, "storage": Placement().storage}
 BARS = "▁▂▃▄▅▆▇█"

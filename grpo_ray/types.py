@@ -342,3 +342,19 @@ class Score:
     correct: float | None
     """0 to 1; None where nobody could say."""
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a generator decodes with so many slots."""
+
+    slots: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsFound:
+    """The number of slots to decode with, and what was measured to find it; nothing by a generator that can't."""
+
+    slots: int
+    paces: tuple[Pace, ...] = ()

@@ -18,14 +18,12 @@ from grpo_ray.generators import _sampler as sampler
 from grpo_ray.generators._memory import NO_LIMIT, Room, rounded
 from grpo_ray.generators._names import rollout_seed
 from grpo_ray.generators._speech import Speech
-from grpo_ray.mlx_core import mx, numbers
+from grpo_ray.mlx_core import BREAKDOWNS, alike, mx, numbers
 from grpo_ray.mlx_model import Model
 from grpo_ray.types import Prompt, Rollout, Sampling
 
 from mlx_lm.models.cache import ArraysCache, BatchKVCache, KVCache, make_prompt_cache  # isort: skip  (after mlx_core)
 
-UNDECODABLE = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError)
-"""What comes of a model that mlx-lm can't decode in batches, and of memory that ran out."""
 WORTH_SHARING = 16
 """Tokens that two prompts must begin with alike before the second takes over the first's cache."""
 
@@ -347,9 +345,8 @@ def decodes_in_batches(network: Any) -> bool:
         for row, caches in zip(tokens, read, strict=True):
             network(mx.array([row[:-1]]), cache=caches)
         together = network(mx.array([[row[-1]] for row in tokens]), cache=_batched(read))[:, -1]
-        share = 1e-3 if alone.dtype == mx.float32 else 5e-2
-        return numbers(mx.abs(together - alone).max() <= share * mx.abs(alone).max())
-    except UNDECODABLE:
+        return alike(together, alone)
+    except BREAKDOWNS:
         return False
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from grpo_ray.protocols import Pace, SlotsFound
+from grpo_ray.types import Pace, SlotsFound
 
 FEWEST = 4
 GROWTH = 1.1

@@ -17,14 +17,14 @@ from typing import Any
 from grpo_ray import mlx_model
 from grpo_ray.canonical import short
 from grpo_ray.errors import ConfigError, GrpoRayError
-from grpo_ray.generators._decoder import UNDECODABLE, Decoder, Job, decodes_in_batches, growing
+from grpo_ray.generators._decoder import Decoder, Job, decodes_in_batches, growing
 from grpo_ray.generators._memory import SHARE, Room, free_bytes, kv_bytes, machine_bytes, rounded
 from grpo_ray.generators._names import lost
 from grpo_ray.generators._slots import choose, sizes
 from grpo_ray.generators._speech import encode
-from grpo_ray.mlx_core import mx
-from grpo_ray.protocols import Generator, SlotsFound
-from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Prompt, Sampling, Wave
+from grpo_ray.mlx_core import BREAKDOWNS, mx
+from grpo_ray.protocols import Generator
+from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Prompt, Sampling, SlotsFound, Wave
 
 from mlx.utils import tree_flatten  # isort: skip  (mlx_core comes first)
 
@@ -98,7 +98,7 @@ class MlxGenerator:
         try:
             for job in Decoder(self.model, how, self.prefill, self.side, self.room).run(jobs):
                 yield self._group(left.pop(job.prompt.id), sampling)
-        except UNDECODABLE as fault:
+        except BREAKDOWNS as fault:
             reason = f"{self.model.name!r} failed in the middle of a wave: {type(fault).__name__}: {fault}"
             yield from (lost(job.prompt, f"{reason}; a smaller sampling.slots may help") for job in left.values())
 

@@ -15,8 +15,6 @@ BUDGET = 1 << 20
 """Logits a chunk holds, 4 MiB of float32 …"""
 ROWS = 32 if ON_CPU else 64
 """… but at least this many tokens', so that a large head is not read too often. (On a CPU exp takes more arrays.)"""
-SMALL = 1024
-"""Below this many words the whole logits are small, and plain."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from grpo_ray.errors import ConfigError
 from grpo_ray.mlx_attention import attends, prompt_cache
-from grpo_ray.mlx_core import mx, numbers
+from grpo_ray.mlx_core import BREAKDOWNS, alike, mx
 from grpo_ray.trainers._head import Head, head_logprobs
 from grpo_ray.trainers.losses import Objective, chosen_rows, overlong_penalty, token_logprobs
 from grpo_ray.types import Group, Lesson, Rollout
@@ -94,8 +94,6 @@ def _with_penalty(lesson: Lesson, overlong: int) -> list[float]:
     return [advantage + part - mean for advantage, part in zip(lesson.advantages, parts, strict=True)]
 
 
-UNREADABLE = (ConfigError, ValueError, RuntimeError, TypeError, AttributeError, NotImplementedError)
-"""What a network of mlx-lm's raises that can't be read so."""
 Read = Callable[[Any, Pupil], mx.array]
 """(network or its body, pupil) → what that makes of every completion position: logits or hidden states, (G, T, …)."""
 
@@ -129,14 +127,8 @@ def can_share(network: Any, head: Head | None = None) -> bool:
     try:
         shared, plain = (read(head.body if head else network, trial) for read in (read_shared, read_plain))
         return shared.shape == plain.shape and alike(shared, plain)
-    except UNREADABLE:
+    except (ConfigError, *BREAKDOWNS):
         return False
-
-
-def alike(ours: mx.array, theirs: mx.array) -> bool:
-    """Whether two readings of the same tokens differ by no more than rounding does, for the precision they have."""
-    share = 1e-3 if ours.dtype == mx.float32 else 5e-2
-    return numbers(mx.abs(ours - theirs).max() <= share * mx.abs(theirs).max())
 
 
 @dataclass(frozen=True, slots=True)

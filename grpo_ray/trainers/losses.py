@@ -18,6 +18,7 @@ Loss = Literal["dapo", "grpo", "bnpo", "dr_grpo", "gspo", "cispo", "sft", "dpo"]
 Mismatch = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 Chosen = Literal["positive", "best"]
 FEW_WORDS = 1024
+"""Below this many words the whole logits are small, and plain."""
 STATS = ("clip_low", "clip_high", "ratio", "kl")
 """What `policy_loss` and `dpo_loss` measure, in order: sums over tokens."""
 
@@ -83,7 +84,7 @@ def token_logprobs(logits_G_T_V: mx.array, tokens_G_T: mx.array, temperature: fl
     Scored at the sampling temperature (more than 0), as the stored log-probabilities are.
     """
     scaled_G_T_V = logits_G_T_V.astype(mx.float32) / temperature
-    if scaled_G_T_V.shape[-1] > FEW_WORDS:
+    if scaled_G_T_V.shape[-1] >= FEW_WORDS:
         return _in_little_memory(scaled_G_T_V, tokens_G_T)
     scaled_G_T_V = scaled_G_T_V - mx.stop_gradient(scaled_G_T_V.max(axis=-1, keepdims=True))
     powers_G_T_V = exp(scaled_G_T_V)

@@ -17,11 +17,12 @@ from grpo_ray.mlx_core import mx, numbers
 from grpo_ray.mlx_model import Kind, Lora
 from grpo_ray.protocols import Trainer
 from grpo_ray.trainers._checkpoint import checkpoint_layers
-from grpo_ray.trainers._head import SMALL, find_head
+from grpo_ray.trainers._head import find_head
 from grpo_ray.trainers._pupil import Pupil, Reader, can_share, pupil_of, read_plain, read_shared
 from grpo_ray.trainers._schedule import Schedule, Shape
 from grpo_ray.trainers._tally import Batch, Bounds, Tally
 from grpo_ray.trainers.losses import (
+    FEW_WORDS,
     Chosen,
     Loss,
     Mismatch,
@@ -174,7 +175,7 @@ class MlxLoraTrainer:
         self.lora = lora
         self.plan = plan
         found = find_head(model.network)
-        self.head = found if found and found.vocabulary >= SMALL else None
+        self.head = found if found and found.vocabulary >= FEW_WORDS else None
         self.read = read_shared if share_prompts and can_share(model.network, self.head) else read_plain
         self.work: Work | None = None
         if gradient_checkpointing:

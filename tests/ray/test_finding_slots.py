@@ -9,8 +9,8 @@ from little import stage
 from actors import cluster
 from grpo_ray.errors import MissingError
 from grpo_ray.launch import Inputs, first_wave
-from grpo_ray.protocols import Pace, SlotsFound
 from grpo_ray.recipe import Config, Named
+from grpo_ray.types import Pace, SlotsFound
 
 pytestmark = pytest.mark.ray
 

@@ -14,10 +14,9 @@ from grpo_ray.crew import find_slots
 from grpo_ray.errors import ConfigError, RecipeChanged
 from grpo_ray.generators._memory import Room, free_bytes, kv_bytes, machine_bytes
 from grpo_ray.generators._slots import choose, sizes
-from grpo_ray.protocols import Pace, SlotsFound
 from grpo_ray.recipe import Config, Named, PlanSpec, Recipe
 from grpo_ray.settings import load_config
-from grpo_ray.types import TaskSet, Wave
+from grpo_ray.types import Pace, SlotsFound, TaskSet, Wave
 
 INPUTS = launch.Inputs((SEED, CHILD), TaskSet((TASK,), (TASK,), (TASK,)))
 FOUND = SlotsFound(12, (Pace(8, 100.0), Pace(12, 150.04)))

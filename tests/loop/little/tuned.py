@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from grpo_ray.protocols import Pace, SlotsFound
-from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Wave
+from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Pace, SlotsFound, Wave
 
 MOST = 9
 
