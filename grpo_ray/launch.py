@@ -254,8 +254,8 @@ def first_wave(recipe: Recipe, inputs: Inputs) -> Wave:
 
 
 async def start(archive: Archive, config: Config, inputs: Inputs) -> RunState:
-    """Begin a new run; slots that are still left open are the usual ones."""
-    recipe = numbered(config.recipe)
+    """Begin a new run, whose slots are a number by now."""
+    recipe = config.recipe
     population = begin(inputs.templates, recipe)
     state = RunState(new_id(recipe.name), 0, recipe, population, None, (Policy(population, None),))
     await archive.create_run(state)
@@ -284,7 +284,7 @@ async def fork(archive: Archive, run: str, config: Config) -> RunState:
 
     With another model the adapter stays behind: it would not fit. Rollouts stay with the old run.
     """
-    recipe = numbered(config.recipe)
+    recipe = config.recipe
     source, old = await _forkable(archive, run, recipe)
     seeds = (await source.states())[0].population
     new = new_id(recipe.name)
