@@ -62,7 +62,7 @@ def assemble(config: Config, run: str, base_url: str, cast: Cast) -> dict[str, A
     recipe, gate, make_crew = config.recipe, Gate(cast.gate), partial(crew, config, run, base_url, cast)
     actors = {
         cast.control: _actor(cast.control, Control, config.placement, resources=HEAD),
-        cast.gate: _actor(cast.gate, RateGate, recipe.oracle, resources=HEAD),
+        cast.gate: _actor(cast.gate, RateGate, config, run, resources=HEAD),
         cast.coordinator: _actor(cast.coordinator, Coordinator, config, run, make_crew, resources=HEAD),
     }
     for name in cast.judges:

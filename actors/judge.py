@@ -3,9 +3,10 @@
 import asyncio
 from contextlib import AsyncExitStack
 
-from grpo_ray.crew import LocalJudges, open_oracle
+from grpo_ray.crew import open_oracle
+from grpo_ray.gate import Gate
+from grpo_ray.judging import LocalJudges
 from grpo_ray.launch import open_archive
-from grpo_ray.llm import Gate
 from grpo_ray.recipe import Config
 from grpo_ray.secrets_file import read_secrets
 from grpo_ray.types import Evaluation, Group
@@ -29,7 +30,8 @@ class Judge:
             archive = await open_archive(self._config.placement)
             self._held.push_async_callback(archive.close)
             oracle = open_oracle(self._config, archive, self._run, self._base_url, self._gate)
-            self._judges = LocalJudges(self._config.recipe, await self._held.enter_async_context(oracle))
+            asked = await self._held.enter_async_context(oracle)
+            self._judges = LocalJudges(self._config.recipe, asked, await archive.open(self._run))
 
     async def evaluate(self, step: int, group: Group) -> tuple[Evaluation, ...]:
         await self.open()

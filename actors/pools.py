@@ -17,8 +17,9 @@ from ray.exceptions import RayTaskError
 
 from actors.calls import ATTEMPTS, Down, answer, insist, log, revived, watched
 from grpo_ray.canonical import short
-from grpo_ray.crew import Ask, Contents, missing, share_update
+from grpo_ray.crew import Ask, Contents, share_update
 from grpo_ray.errors import GrpoRayError, UnreachableError
+from grpo_ray.judging import missing
 from grpo_ray.recipe import Recipe
 from grpo_ray.types import Adapter, AdapterBytes, Evaluation, Group, Lesson, LostGroup, SlotsFound, Update, Wave
 

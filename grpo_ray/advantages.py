@@ -2,10 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import fsum
 from statistics import fmean, stdev
 
 import numpy as np
 
+from grpo_ray.blending import counted
 from grpo_ray.recipe import Recipe
 from grpo_ray.types import Lesson, ScoredGroup
 
@@ -17,9 +19,45 @@ Cell = tuple[str, str]
 
 
 def with_advantages(groups: Sequence[ScoredGroup], recipe: Recipe) -> list[Lesson]:
-    """One lesson a group, in the groups' order; where nothing can be compared, every advantage is 0."""
+    """One lesson a group of a step, in the groups' order; where nothing can be compared, every advantage is 0."""
+    if recipe.aggregation == "normalize_then_sum":
+        return _decoupled(groups, recipe)
     relative = KINDS[recipe.advantages]
     return [Lesson(group, relative([one.reward.value for one in group.rollouts])) for group in groups]
+
+
+def _decoupled(groups: Sequence[ScoredGroup], recipe: Recipe) -> list[Lesson]:
+    """GDPO (arXiv 2601.05242): each part compared inside the group, summed by weight, scaled over the step."""
+    sums = [part_sums(group, part_advantages(group, recipe)) for group in groups]
+    scale = step_scale([value for of in sums for value in of], recipe)
+    return [
+        Lesson(group, tuple(0.0 if value is None else value / scale for value in of))
+        for group, of in zip(groups, sums, strict=True)
+    ]
+
+
+def part_advantages(group: ScoredGroup, recipe: Recipe) -> list[tuple[float, ...]]:
+    """For each rollout, each of its parts compared by itself with the group's, by the recipe's `advantages`."""
+    rows = counted([one.reward.parts for one in group.rollouts], recipe.rewards)
+    columns = [KINDS[recipe.advantages](column) for column in zip(*rows, strict=True)]
+    return list(zip(*columns, strict=True))
+
+
+def part_sums(group: ScoredGroup, compared: Sequence[Sequence[float]]) -> list[float | None]:
+    """S_i = Σ w·A_ik / Σ w over all parts, so that a missing part counts as average; None where the reward is missing."""
+    return [
+        None
+        if one.reward.value is None
+        else fsum(part.weight * value for part, value in zip(one.reward.parts, values, strict=True))
+        / fsum(part.weight for part in one.reward.parts)
+        for one, values in zip(group.rollouts, compared, strict=True)
+    ]
+
+
+def step_scale(sums: Sequence[float | None], recipe: Recipe) -> float:
+    """What the sums of a step are divided by: std + 1e-4 for `standardized` (their mean is 0 already), else 1."""
+    known = [value for value in sums if value is not None]
+    return stdev(known) + EPSILON if recipe.advantages == "standardized" and len(known) > 1 else 1.0
 
 
 def group_relative(rewards: Sequence[float | None]) -> tuple[float, ...]:

@@ -110,9 +110,10 @@ def resumable(command: str) -> Iterator[Callable[[bool], None]]:
 
 @contextmanager
 def bundled_server(config: Config) -> Iterator[str]:
-    """The address that judges ask at: the config's, or the stand-in server's, which lives as long as the block."""
-    if config.recipe.oracle.base_url != "bundled":
-        yield config.recipe.oracle.base_url
+    """The stand-in server's address, which lives as long as the block; the config's own where it needs no stand-in."""
+    recipe = config.recipe
+    if all(spec.base_url != "bundled" for spec in (recipe.oracle, *recipe.oracles.values())):
+        yield recipe.oracle.base_url
         return
     command = [sys.executable, "-m", "grpo_ray.cli", "mock-openai", "--with-parent", "--port", "0"]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)

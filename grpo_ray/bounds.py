@@ -1,9 +1,11 @@
 """What the numbers of a config may be, and which of them go together."""
 
 from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
 from typing import Any
 
-from grpo_ray.recipe import Config, Recipe
+from grpo_ray.recipe import Config, OracleSpec, Recipe
+from grpo_ray.registry import hint
 
 Bound = tuple[Callable[[Any], bool], str]
 
@@ -14,6 +16,7 @@ def _at_least(low: float) -> Bound:
 
 _POSITIVE: Bound = (lambda value: 0 < value < float("inf"), "above 0")
 _SHARE: Bound = (lambda value: 0 < value <= 1, "above 0, at most 1")
+_PART: Bound = (lambda value: 0 <= value <= 1, "0 or more, at most 1")
 
 BOUNDS: Mapping[str, Bound] = {
     "seed": _at_least(0),
@@ -42,25 +45,51 @@ BOUNDS: Mapping[str, Bound] = {
     "trainers": _at_least(1),
     "gate.tasks": _at_least(0),
     "gate.z": _at_least(0),
-    "oracle.concurrency": _at_least(1),
-    "oracle.timeout_s": _POSITIVE,
-    "oracle.max_tokens": _at_least(1),
-    "oracle.temperature": (lambda value: 0 <= value <= 5, "between 0 and 5"),
-    "oracle.max_usd": _POSITIVE,
+    "trust.audit": _PART,
+    "trust.canaries": _PART,
+    "trust.max_false_positives": _PART,
+    "trust.min_alpha": (lambda value: -1 <= value <= 1, "between -1 and 1"),
     "placement.generators": _at_least(1),
     "placement.judges": _at_least(1),
     "placement.control_port": (lambda value: 0 <= value <= 65535, "a port, 0 … 65535"),
 }
 """Dotted path → (what makes a value good, in words); a value of None is always good."""
+OF_AN_ORACLE: Mapping[str, Bound] = {
+    "concurrency": _at_least(1),
+    "timeout_s": _POSITIVE,
+    "deadline_s": _POSITIVE,
+    "max_tokens": _at_least(1),
+    "temperature": (lambda value: 0 <= value <= 5, "between 0 and 5"),
+    "max_usd": _POSITIVE,
+    "requests_per_minute": _POSITIVE,
+    "tokens_per_minute": _POSITIVE,
+    "hedge": (lambda value: 0 <= value < 1, "0 (never) or more, below 1"),
+    "usd_per_million": (lambda prices: all(0 <= price < float("inf") for price in prices), "prices of 0 or more"),
+    "base_url": (
+        lambda url: url == "bundled" or url.startswith(("http://", "https://")),
+        "bundled or http(s)://HOST…/v1",
+    ),
+}
+"""The same for the keys of `oracle`, and of each of `oracles`."""
 
 
 def out_of_bounds(config: Config) -> Iterator[str]:
     """Every value that is out of its bounds, or does not go with the others, with its dotted path."""
     for path, (good, words) in BOUNDS.items():
-        value = _value(config, path)
-        if value is not None and not good(value):
-            yield f"{path}: {value} is out of bounds; it must be {words}"
+        yield from _outside(path, _value(config, path), good, words)
+    for name, oracle in [("oracle", config.recipe.oracle), *_further(config.recipe)]:
+        for key, (good, words) in OF_AN_ORACLE.items():
+            yield from _outside(f"{name}.{key}", getattr(oracle, key), good, words)
     yield from _inconsistent(config.recipe)
+
+
+def _outside(path: str, value: Any, good: Callable[[Any], bool], words: str) -> Iterator[str]:
+    if value is not None and not good(value):
+        yield f"{path}: {value} is out of bounds; it must be {words}"
+
+
+def _further(recipe: Recipe) -> list[tuple[str, OracleSpec]]:
+    return [(f"oracles.{name}", oracle) for name, oracle in recipe.oracles.items()]
 
 
 def _value(config: Config, path: str) -> Any:
@@ -80,9 +109,12 @@ def _inconsistent(recipe: Recipe) -> Iterator[str]:
         needed = path == "rewards" or recipe.evolution.children
         if needed and not wrong and not sum(part.weight for part in parts):
             yield f"{path}: needs at least one entry with a weight above 0"
+    for place, reward in enumerate(recipe.rewards):
+        for key, value in (("cap", reward.cap), ("gate", reward.gate)):
+            yield from _outside(f"rewards.{place}.{key}", value, isfinite, "a finite number")
     if recipe.evolution.children and recipe.plan.templates < 2:
         yield "plan.templates: templates are told apart on common tasks; it must be 2 or more, or evolution.children 0"
-    if not all(0 <= price < float("inf") for price in recipe.oracle.usd_per_million):
-        yield "oracle.usd_per_million: a price must be 0 or more"
-    if not recipe.oracle.base_url.startswith(("http://", "https://")) and recipe.oracle.base_url != "bundled":
-        yield f"oracle.base_url: expected bundled or http(s)://HOST…/v1, got {recipe.oracle.base_url!r}"
+    asked = {f"judges.{place}.oracle": judge.oracle for place, judge in enumerate(recipe.judges)}
+    for path, name in {**asked, "trust.second": recipe.trust.second}.items():
+        if name and name not in recipe.oracles:
+            yield f"{path}: there is no {name!r} among oracles{hint(name, list(recipe.oracles))}"

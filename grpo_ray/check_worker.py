@@ -3,6 +3,7 @@
 Run as `python -m grpo_ray.check_worker MEMORY_MB SECONDS`.
 """
 
+import inspect
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from grpo_ray.canonical import typed
-from grpo_ray.registry import find
+from grpo_ray.judges.verifier import found
 from grpo_ray.types import Task
 
 WRITTEN = 1 << 20
@@ -35,8 +36,7 @@ def answer(request: dict[str, Any], seconds: float) -> dict[str, Any]:
     """{"ready": …}, {"score": …} or {"fault": why}: whatever a verifier does, the parent gets a line."""
     try:
         if "warm" in request:
-            find("tasks", request["warm"], "verify")
-            return {"ready": request["warm"]}
+            return {"ready": request["warm"], "seconds": seconds_of(request["warm"])}
         _limit_time(seconds)
         return judged(request)
     except (Exception, SystemExit) as fault:  # the boundary: a fault of somebody's verifier becomes a value
@@ -45,11 +45,19 @@ def answer(request: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 def judged(request: dict[str, Any]) -> dict[str, Any]:
     """One verifier's word on one answer, as a score from 0 to 1."""
-    verify = find("tasks", request["verifier"], "verify")
-    score = float(verify(request["answer"], typed(Task, request["task"])))
+    verdict = found(request["verifier"])(request["answer"], typed(Task, request["task"]), **request["settings"])
+    if verdict is None:
+        return {"fault": "the verifier gives no verdict"}
+    score = float(verdict)
     if not math.isfinite(score) or not 0.0 <= score <= 1.0:
         return {"fault": f"the verifier returned {score}, which is not from 0 to 1"}
     return {"score": score}
+
+
+def seconds_of(verifier: str) -> float:
+    """What the verifier's own setting `seconds` is by default, for those that keep time themselves; 0 without one."""
+    setting = inspect.signature(found(verifier)).parameters.get("seconds")
+    return setting.default if setting and isinstance(setting.default, float | int) else 0.0
 
 
 def _take_stdout() -> TextIOWrapper:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,42 +16,59 @@ from grpo_ray.types import Task
 
 LINE_LIMIT = 1 << 20
 """Bytes of one reply line of the child."""
+SPARE_S = 5.0
+"""What a check may take beyond the `seconds` that its verifier keeps to by itself."""
 log = logging.getLogger(__name__)
 
 
 class Checker:
     """One persistent child that runs verifiers, one check at a time; killed and begun anew when a check takes too long.
 
-    `timeout_s` is per answer; `start_s` is what the child's start and a verifier's import may take;
-    `memory_mb` bounds the child's address space where the system knows such a bound (Linux).
+    `timeout_s` is per answer, or what a verifier's own `seconds` and `SPARE_S` come to, if that is more; `start_s` is
+    what the child's start and a verifier's import may take; `memory_mb` bounds the child's address space where the
+    system knows such a bound (Linux).
     """
 
     def __init__(self, *, timeout_s: float = 10.0, start_s: float = 120.0, memory_mb: int = 4096) -> None:
         self._timeout_s, self._start_s, self._memory_mb = timeout_s, start_s, memory_mb
         self._turn = asyncio.Lock()
         self._child: Process | None = None
-        self._warm: set[str] = set()
+        self._warm: dict[str, float] = {}
 
-    async def check(self, task: Task, answers: Sequence[str]) -> list[float | None]:
-        """The task's verifier on each answer, 0 to 1; None where there is no verdict (the log says why)."""
-        if not task.verifier:
+    async def check(
+        self,
+        task: Task,
+        answers: Sequence[str],
+        *,
+        verifier: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[float | None]:
+        """What `verifier` (None: the task's own) says of each answer, 0 to 1; None: no verdict (the log says why).
+
+        `settings` are the verifier's keyword arguments.
+        """
+        named = verifier or task.verifier
+        if not named:
             return [None] * len(answers)
-        asked = plain(task)
+        asked = {"verifier": named, "settings": plain(dict(settings or {})), "task": plain(task)}
         async with self._turn:
-            return [await self._verdict(task.verifier, asked, answer) for answer in answers]
+            return [await self._verdict(asked | {"answer": answer}) for answer in answers]
 
     async def close(self) -> None:
         """End the child."""
         async with self._turn:
             await self._end()
 
-    async def _verdict(self, verifier: str, task: dict[str, Any], answer: str) -> float | None:
-        if verifier not in self._warm:
-            ready = await self._ask({"warm": verifier}, self._start_s)
+    async def _verdict(self, asked: dict[str, Any]) -> float | None:
+        named, task = asked["verifier"], asked["task"]
+        if named not in self._warm:
+            ready = await self._ask({"warm": named}, self._start_s)
             if "fault" in ready:
                 return self._no_verdict(task, ready["fault"])
-            self._warm.add(verifier)
-        reply = await self._ask({"verifier": verifier, "task": task, "answer": answer}, self._timeout_s)
+            self._warm[named] = ready["seconds"]
+        own = asked["settings"].get("seconds", self._warm[named])
+        kept = own + SPARE_S if own and isinstance(own, float | int) else 0.0
+        reply = await self._ask(asked, max(self._timeout_s, kept))
         if "fault" in reply:
             return self._no_verdict(task, reply["fault"])
         return reply["score"]

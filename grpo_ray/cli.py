@@ -7,24 +7,47 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, RecipeChanged
+from grpo_ray import cli_judges
+from grpo_ray.cli_parts import (
+    FAULT,
+    HOME,
+    INTERRUPTED,
+    STORAGE,
+    File,
+    Groups,
+    Home,
+    Id,
+    Json,
+    Kind,
+    MaybeFile,
+    MaybeRun,
+    OfRun,
+    Run,
+    Sets,
+    Settings,
+    Split,
+    Storage,
+    ask,
+    closing,
+    load,
+    say,
+    told,
+)
+from grpo_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from grpo_ray.launch import FindSlots, Inputs
     from grpo_ray.protocols import Archive
     from grpo_ray.recipe import Config
     from grpo_ray.types import TaskSet
-
-USAGE, FAULT, INTERRUPTED = 2, 1, 130
 
 app = typer.Typer(
     name="grpo-ray",
@@ -33,89 +56,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-File = Annotated[Path, typer.Option("--config", "-c", help="The config file (see configs/).")]
-MaybeFile = Annotated[Path | None, typer.Option("--config", "-c", help="A config file (see configs/).")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one config key.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of what is named.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout.")]
-Home = Annotated[str, typer.Option(envvar="GRPO_RAY_HOME", help="Where runs are kept (placement.home).")]
-Storage = Annotated[
-    str, typer.Option(envvar="GRPO_RAY_STORAGE", help="embedded, or postgresql://… (placement.storage).")
-]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="Run id, or its unique beginning.")]
-MaybeRun = Annotated[
-    str | None, typer.Argument(metavar="[RUN]", help="Run id or its beginning; the newest run if absent.")
-]
-Kind = Literal["run", "template", "rollout", "adapter"]
-Split = Literal["train", "validation", "heldout"]
-HOME, STORAGE = "~/.grpo-ray", "embedded"
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Faults a person can mend end in one message and an exit code; bugs keep their traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    except GrpoRayError as fault:
-        raise _end([fault]) from None
-    except BaseExceptionGroup as faults:
-        mendable, rest = faults.split(GrpoRayError)
-        if rest is not None or mendable is None:
-            raise
-        raise _end(list(_leaves(mendable))) from None
-
-
-def _leaves(faults: BaseExceptionGroup[Any]) -> Iterator[GrpoRayError]:
-    for fault in faults.exceptions:
-        yield from _leaves(fault) if isinstance(fault, BaseExceptionGroup) else [fault]
-
-
-def _end(faults: list[GrpoRayError]) -> typer.Exit:
-    for message in dict.fromkeys(str(fault) for fault in faults):
-        typer.echo(f"grpo-ray: {message}", err=True)
-    mistaken = all(isinstance(fault, ConfigError | MissingError | RecipeChanged) for fault in faults)
-    return typer.Exit(USAGE if mistaken else FAULT)
-
-
-def say(value: Any, as_json: bool, look: Callable[[Any], Any]) -> None:
-    """A result on stdout: JSON, or how `look` draws it."""
-    from grpo_ray import terminal
-
-    if as_json:
-        typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
-    else:
-        terminal.console().print(look(value))
-
-
-@asynccontextmanager
-async def closing(archive: "Archive") -> "AsyncIterator[Archive]":
-    try:
-        yield archive
-    finally:
-        await archive.close()
-
-
-def ask(home: str, storage: str, question: "Callable[[Archive], Awaitable[Any]]") -> Any:
-    """What an operation answers over the archive, where there is one."""
-    from grpo_ray.launch import open_kept
-    from grpo_ray.recipe import Placement
-
-    async def asked() -> Any:
-        async with closing(await open_kept(Placement(home=home, storage=storage))) as archive:
-            return await question(archive)
-
-    return asyncio.run(asked())
-
-
-def load(config: Path, sets: list[str] | None) -> "Config":
-    """A config; where it doesn't say in which home and storage runs are kept, the environment does."""
-    from grpo_ray.launch import placed
-    from grpo_ray.settings import load_config
-
-    return placed(load_config(config, sets or []), config, sets or [])
+app.add_typer(cli_judges.app)
 
 
 @app.command()
@@ -156,10 +97,14 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check what a run checks first, say what it takes, start nothing.")
     ] = False,
+    groups: Groups = None,
     as_json: Json = False,
 ) -> None:
-    """Evolve the templates, train the adapter, and report on held-out tasks."""
-    from grpo_ray import attended, doctor, launch, secrets_file, terminal
+    """Evolve the templates, train the adapter, and report on held-out tasks.
+
+    With --groups N, N groups are measured first; the forecast made from them is kept, and judged by what the run took.
+    """
+    from grpo_ray import attended, doctor, launch, planning, secrets_file, terminal
 
     with told():
         if resume and fork:
@@ -170,10 +115,11 @@ def run(
         asyncio.run(doctor.check_reachable(settings.recipe))
         if dry_run:
             asyncio.run(launch.probe(settings.placement))
-            say(launch.plan(settings, inputs), as_json, lambda value: terminal.facts("the plan", value))
+            say(asyncio.run(planning.plan(settings, inputs, groups=groups or 0)), as_json, planning.look)
             return
+        forecast = asyncio.run(planning.plan(settings, inputs, groups=groups)) if groups else None
         again = attended.again(config, set or [])
-        result = asyncio.run(_run(settings, inputs, resume, fork, again))
+        result = asyncio.run(_run(settings, inputs, resume, fork, again, forecast))
         say(result, as_json, terminal.outcome)
         if not result["finished"]:
             raise typer.Exit(INTERRUPTED)
@@ -181,19 +127,26 @@ def run(
 
 
 async def _run(
-    settings: "Config", inputs: "Inputs", resume: str | None, fork: str | None, again: str
+    settings: "Config",
+    inputs: "Inputs",
+    resume: str | None,
+    fork: str | None,
+    again: str,
+    forecast: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Begin or take up a run, conduct it, and say what it came to; however it ends early, how to go on.
 
     What fails fast comes first: the archive, then Ray, then the run, so that a fault leaves nothing half begun.
     """
-    from grpo_ray import attended, launch, terminal
+    from grpo_ray import attended, launch, planning, terminal
 
     opened = launch.open_kept if resume or fork else launch.open_archive
     async with closing(await opened(settings.placement)) as archive:
         with _joined(settings) as find:
             state = await launch.begun(archive, settings, inputs, resume, fork, terminal.aloud(find))
             settings, run = replace(settings, recipe=state.recipe), state.run
+            if forecast and not resume:
+                await planning.keep(await archive.open(run), forecast)
             work = partial(_work, settings, archive, run, inputs.tasks)
             return await attended.attend(settings, archive, run, f"{again} --resume {run}", work)
 
@@ -244,12 +197,7 @@ def status(run: MaybeRun = None, as_json: Json = False, home: Home = HOME, stora
 
 @app.command()
 def show(
-    kind: Annotated[Kind, typer.Argument()],
-    id: Annotated[str, typer.Argument(metavar="ID", help="An id, or its unique beginning.")],
-    run: Annotated[str | None, typer.Option(help="The run it is of, where several have it.")] = None,
-    as_json: Json = False,
-    home: Home = HOME,
-    storage: Storage = STORAGE,
+    kind: Kind, id: Id, run: OfRun = None, as_json: Json = False, home: Home = HOME, storage: Storage = STORAGE
 ) -> None:
     """Everything kept of a run, template, rollout or adapter; of a rollout its whole ancestry."""
     from grpo_ray import operations, terminal
@@ -291,9 +239,7 @@ def export(
     run: Run,
     format: Annotated[str, typer.Option(help="A file of exporters/: chat, adapter, fused …")],
     out: Annotated[Path, typer.Option(help="The folder to write to.")],
-    set: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the format.")
-    ] = None,
+    set: Settings = None,
     as_json: Json = False,
     home: Home = HOME,
     storage: Storage = STORAGE,
@@ -309,13 +255,7 @@ def export(
 
 @app.command(name="eval")
 def evaluate(
-    run: Run,
-    split: Annotated[
-        Split, typer.Option(help="Templates are chosen on validation tasks, whichever split it is.")
-    ] = "heldout",
-    as_json: Json = False,
-    home: Home = HOME,
-    storage: Storage = STORAGE,
+    run: Run, split: Split = "heldout", as_json: Json = False, home: Home = HOME, storage: Storage = STORAGE
 ) -> None:
     """Examine a run's last state at temperature 0, in this process; answers that are kept are not asked again."""
     from grpo_ray import attended, crew, launch, operations, secrets_file, splits, terminal
@@ -382,16 +322,17 @@ def serve(
         asyncio.run(served())
 
 
-@app.command(name="mock-openai")
-def mock_openai(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8766,
-    with_parent: Annotated[bool, typer.Option("--with-parent", help="End when standard input ends.")] = False,
-) -> None:
+@app.command(
+    name="mock-openai",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def mock_openai(context: typer.Context) -> None:
     """An OpenAI-compatible stand-in on this machine, for work without a key. It is no real judge, and says so."""
-    from grpo_ray.mock_openai import serve as serve_mock
+    from grpo_ray.mock_openai import main
 
     with told():
-        serve_mock(port=port, with_parent=with_parent, ready=lambda line: print(line, flush=True))
+        main(context.args)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ What is here and says nothing of threads (the judges' boundary, the oracle, the 
 """
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,16 +14,14 @@ from typing import Any, Generic, Protocol, TypeVar
 from grpo_ray.backends import make_generator, make_trainer
 from grpo_ray.checker import Checker
 from grpo_ray.continuous import batched
-from grpo_ray.errors import ConfigError
-from grpo_ray.llm import Gate, RateGate
+from grpo_ray.gate import Gate, RateGate, specs_of, spent
+from grpo_ray.judging import LocalJudges
 from grpo_ray.oracle import make_oracle
 from grpo_ray.protocols import Archive, Crew, Generator, Oracle, Store, Trainer, Tunable
 from grpo_ray.recipe import Config, Recipe, RunState
-from grpo_ray.registry import find
 from grpo_ray.types import (
     Adapter,
     AdapterBytes,
-    Evaluation,
     Group,
     Lesson,
     LostGroup,
@@ -38,10 +35,6 @@ POLL_S = 0.5
 """How often a paused run looks whether it may go on."""
 CONTENTS = 3
 """Adapters whose bytes are kept in memory; a lag of n needs n + 1."""
-
-
-BUGS = (TypeError, NameError, AttributeError, ImportError)
-"""What no reply and no endpoint brings about: a judge's code is wrong, and the run stops."""
 
 
 class Closable(Protocol):
@@ -177,46 +170,6 @@ def _asking(desk: Desk[Trainer]) -> Ask:
     return lambda verb, *given: desk.use(lambda backend: getattr(backend, verb)(*given))
 
 
-class LocalJudges:
-    """The recipe's judges, side by side over a group."""
-
-    def __init__(self, recipe: Recipe, oracle: Oracle) -> None:
-        self._judges = [(named, find("judges", named.name, "judge")) for named in recipe.judges]
-        self._oracle = oracle
-
-    async def evaluate(self, step: int, group: Group) -> tuple[Evaluation, ...]:
-        said = await asyncio.gather(*(self._ask(place, step, group) for place in range(len(self._judges))))
-        return tuple(evaluation for one in said for evaluation in one)
-
-    async def _ask(self, place: int, step: int, group: Group) -> Sequence[Evaluation]:
-        named, judge = self._judges[place]
-        oracle = self._oracle.within(f"{step}/{group.id}/{place}-{named.name}")
-        try:
-            return _checked(await judge(group, oracle, **named.settings), group)
-        except ConfigError as fault:
-            raise ConfigError(f"judges.{place} ({named.name}): {fault}") from fault
-        except BUGS as bug:
-            bug.add_note(f"in the judge {named.name!r} (judges.{place}), over the group {group.id}")
-            raise
-        except Exception as fault:  # the one place where a judge's fault becomes a value
-            return missing(group, named.name, f"{type(fault).__name__}: {fault}")
-
-
-def missing(group: Group, judge: str, reason: str) -> tuple[Evaluation, ...]:
-    """No score for any rollout of the group, and why."""
-    return tuple(Evaluation(rollout.id, judge, "all", None, reason) for rollout in group.rollouts)
-
-
-def _checked(evaluations: Sequence[Evaluation], group: Group) -> Sequence[Evaluation]:
-    known = {rollout.id for rollout in group.rollouts}
-    for one in evaluations:
-        if one.rollout_id not in known:
-            raise ValueError(f"an evaluation of {one.rollout_id!r}, which is not of this group")
-        if one.score is not None and not (math.isfinite(one.score) and 0 <= one.score <= 1):
-            raise ValueError(f"a score of {one.score} on {one.dimension!r}; scores go from 0 to 1")
-    return evaluations
-
-
 class StoreControl:
     """People's hands on the loop, through what the archive says they want."""
 
@@ -237,8 +190,9 @@ class StoreControl:
 @asynccontextmanager
 async def open_oracle(config: Config, archive: Archive, run: str, base_url: str, gate: Gate) -> AsyncIterator[Oracle]:
     """The oracle of one process: its own client and its own killable checker, recording in the run's store."""
-    spec, store = config.recipe.oracle, await archive.open(run)
-    oracle = make_oracle(spec, store, base_url=base_url, gate=gate, checker=Checker(), archive=archive, run=run)
+    recipe, store = config.recipe, await archive.open(run)
+    places = {"base_url": base_url, "archive": archive, "run": run, "further": recipe.oracles}
+    oracle = make_oracle(recipe.oracle, store, gate=gate, checker=Checker(), **places)
     try:
         yield oracle
     finally:
@@ -251,7 +205,7 @@ async def local_crew(config: Config, archive: Archive, run: str, tasks: TaskSet,
     recipe, store = config.recipe, await archive.open(run)
     contents = Contents(store, max(CONTENTS, recipe.lag + 2))
     async with AsyncExitStack() as stack:
-        gate = RateGate(recipe.oracle.max_usd, recipe.oracle.usd_per_million)
+        gate = RateGate.of(specs_of(recipe), spent(await store.attempts()))
         oracle = await stack.enter_async_context(open_oracle(config, archive, run, base_url, gate))
         desks = [await _manned(stack, lambda: make_generator(recipe)) for _ in range(config.placement.generators)]
         trainers = None
@@ -260,7 +214,7 @@ async def local_crew(config: Config, archive: Archive, run: str, tasks: TaskSet,
             benches = [await _manned(stack, make) for _ in range(recipe.trainers)]
             trainers = LocalTrainers(benches, contents)
         generators = batched(LocalGenerators(desks, contents), len(desks), recipe)
-        yield Crew(generators, LocalJudges(recipe, oracle), trainers, store, oracle, tasks)
+        yield Crew(generators, LocalJudges(recipe, oracle, store), trainers, store, oracle, tasks)
 
 
 async def find_slots(recipe: Recipe, wave: Wave) -> SlotsFound:

@@ -1,6 +1,9 @@
 """What every client of an OpenAI-compatible endpoint goes by: whose machine it is on, which key it gets, what can be sent."""
 
 import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 from grpo_ray.errors import ConfigError
@@ -39,3 +42,20 @@ def brief(what: object, limit: int = 300) -> str:
     """What a server or a fault says, on one line of at most `limit` characters."""
     text = " ".join(str(what).split())
     return text if len(text) <= limit else text[:limit] + " …"
+
+
+LONGEST_S = 120.0
+"""How long a server may ask to be left alone, at most."""
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """The seconds that a reply asks to wait before the next try (RFC 9110, 10.2.3; `retry-after-ms` goes first); 0: none."""
+    exact, text = headers.get("retry-after-ms", ""), headers.get("retry-after", "").strip()
+    try:
+        seconds = float(exact) / 1000 if exact else float(text) if text else 0.0
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+        except ValueError:
+            return 0.0
+    return min(LONGEST_S, max(0.0, seconds))

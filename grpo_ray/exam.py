@@ -154,7 +154,7 @@ async def _mark(group: Group | LostGroup, recipe: Recipe, crew: Crew) -> tuple[f
         (verdict,) = await crew.oracle.check(task, [text])
         return verdict, text
     evaluations = await crew.judges.evaluate(-1, group)
-    return score(group, evaluations, recipe).rollouts[0].reward.value, text
+    return (await score(group, evaluations, recipe)).rollouts[0].reward.value, text
 
 
 def accuracy(scores: Sequence[Score]) -> Accuracy:

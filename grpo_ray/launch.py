@@ -1,5 +1,6 @@
 """From a config to a run: read and check everything first, say what it will take, then begin one or take one up."""
 
+import math
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -17,14 +18,14 @@ from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, RecipeChang
 from grpo_ray.operations import which
 from grpo_ray.population import begin, fits, plan_waves, unfit
 from grpo_ray.protocols import Archive, Embedder, Store
-from grpo_ray.recipe import Config, Placement, Recipe, RunState
+from grpo_ray.recipe import Config, JudgeSpec, Placement, Recipe, RunState
 from grpo_ray.settings import misplaced
 from grpo_ray.types import Policy, Sampling, SlotsFound, Task, TaskSet, Template, Wave
 
 JUDGE_TOKENS = (400, 250)
 """A guess at what judging takes in beside the answers themselves, a call, and what it gives back, an answer."""
 REWRITE_TOKENS = (3000, 800)
-FREE = ("verifier", "set_parameter", "random_edit")
+FREE = ("verifier", "heuristics", "set_parameter", "random_edit")
 """Bundled judges and mutations that ask no endpoint."""
 ENVIRONMENT = {"home": "GRPO_RAY_HOME", "storage": "GRPO_RAY_STORAGE"}
 """The keys of `placement` that have a default in the environment, and its name there."""
@@ -81,7 +82,9 @@ def plan(config: Config, inputs: Inputs) -> dict[str, Any]:
     recipe, tasks = config.recipe, inputs.tasks
     prompts = recipe.plan.tasks * recipe.plan.templates * (1 + recipe.plan.refill) * recipe.steps
     judges = [judge for judge in recipe.judges if judge.name not in FREE]
-    judgings, rewrites = len(judges) * prompts, _rewrites(recipe)
+    again = 1 + recipe.trust.audit * (2 + bool(recipe.trust.second)) + recipe.trust.canaries
+    judgings = math.ceil(prompts * again * sum(_calls(judge, recipe) for judge in judges))
+    rewrites = _rewrites(recipe)
     tokens = _tokens(recipe, judgings, rewrites)
     usd = sum(count * price / 1e6 for count, price in zip(tokens, recipe.oracle.usd_per_million, strict=True))
     return {
@@ -105,6 +108,13 @@ def plan(config: Config, inputs: Inputs) -> dict[str, Any]:
     }
 
 
+def _calls(judge: JudgeSpec, recipe: Recipe) -> int:
+    """Requests a group at most: one an answer where nothing else is said, of each member of a panel."""
+    together = judge.settings.get("answers_per_call", 1)
+    members = len(judge.settings.get("members", ())) + bool(judge.settings.get("stronger"))
+    return math.ceil(recipe.sampling.group_size / max(1, together)) * max(1, members)
+
+
 def _rewrites(recipe: Recipe) -> int:
     mutations = recipe.evolution.mutations
     total = sum(one.weight for one in mutations)
@@ -113,10 +123,10 @@ def _rewrites(recipe: Recipe) -> int:
 
 
 def _tokens(recipe: Recipe, judgings: int, rewrites: int) -> tuple[int, int]:
-    """A judge reads the answers of a whole group at once."""
-    size = recipe.sampling.group_size
-    asked = judgings * (JUDGE_TOKENS[0] + size * recipe.sampling.max_tokens) + rewrites * REWRITE_TOKENS[0]
-    said = judgings * size * JUDGE_TOKENS[1] + rewrites * REWRITE_TOKENS[1]
+    """Each call to a judge takes in the rubric and one answer or more."""
+    together = max([judge.settings.get("answers_per_call", 1) for judge in recipe.judges], default=1)
+    asked = judgings * (JUDGE_TOKENS[0] + together * recipe.sampling.max_tokens) + rewrites * REWRITE_TOKENS[0]
+    said = judgings * together * JUDGE_TOKENS[1] + rewrites * REWRITE_TOKENS[1]
     return asked, said
 
 

@@ -1,111 +1,85 @@
 """HTTP to a model: `complete` and `embed` against any OpenAI-compatible endpoint, by URL.
 
-Endpoints differ in how they can be held to a shape, so each is asked the strictest way it takes (`RUNGS`), and every
-reply is checked with pydantic all the same; one that fails is sent back once with what was wrong, then given up.
+Endpoints differ in how they can be held to a shape, so each is asked the strictest way it takes (`shapes.RUNGS`), and
+every reply is checked with pydantic all the same; one that fails is sent back once with what was wrong, then given up.
+Every try passes the gate and leaves an Attempt.
 """
 
 import asyncio
 import json
 import math
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from random import Random
+from statistics import median
+from time import perf_counter, time
+from typing import Any
 
 import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from grpo_ray.endpoints import brief, find_key, host, is_local, sendable
+from grpo_ray.endpoints import brief, find_key, is_local, sendable
 from grpo_ray.errors import MissingError, OracleError, UnreachableError
+from grpo_ray.gate import Gate, Outcome, RateGate, door_of, usd
+from grpo_ray.llm_replies import Again, Refused, explain, finished, limits, used
+from grpo_ray.profiles import CAPS, objection, parameters
 from grpo_ray.recipe import OracleSpec
 from grpo_ray.registry import hint
-from grpo_ray.types import Message, Reply
+from grpo_ray.shapes import RUNGS, accepted, ask_for, response_format
+from grpo_ray.types import Attempt, Message, Reply
 
-RUNGS = ("json_schema", "json_object", "prompt")
-"""Ways to ask for a shape, strictest first."""
-RETRIES = 3
-"""Of 408, 409, 429, 5xx and lost connections, by the SDK: 0.5 s to 8 s apart, or what Retry-After says (≤ 120 s)."""
-BREAK_S = 60.0
-"""How long an endpoint without quota is left alone before one more call may try."""
+RETRIES = 4
+"""Of 408, 409, 429, 5xx, lost connections, time-outs and bodies that are no JSON."""
+PAUSES = (0.5, 8.0)
+"""Seconds before the first and the latest of them at most, doubled between; what Retry-After says (≤ 120 s) goes first."""
 STAND_IN = "stand-in"
 """The `system_fingerprint` by which a server says that it is no real model."""
 EMBED_BATCH = 256
+KNOWN = 16
+"""Replies after which it is known how long one takes."""
 
 
-class Gate(Protocol):
-    """What every call passes: the cluster's rate gate, or a `RateGate` of this process."""
+@dataclass(slots=True)
+class Trail:
+    """What was tried for one request."""
 
-    async def enter(self) -> None: ...
-
-    async def spent(self, prompt_tokens: int, completion_tokens: int) -> None: ...
-
-
-class RateGate:
-    """The spend so far, in USD. Calls wait, and do not fail, while the budget is used up.
-
-    Calls in flight when the budget ends are paid all the same, so the overshoot is at most one call a slot.
-    """
-
-    def __init__(self, max_usd: float | None, usd_per_million: tuple[float, float], usd: float = 0.0) -> None:
-        self._max_usd, self._prices, self._usd = max_usd, usd_per_million, usd
-        self._changed = asyncio.Condition()
-
-    async def enter(self) -> None:
-        """Return as soon as there is money left."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._max_usd is None or self._usd < self._max_usd)
-
-    async def spent(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count one call's tokens."""
-        price_in, price_out = self._prices
-        self._usd += (prompt_tokens * price_in + completion_tokens * price_out) / 1e6
-
-    async def allow(self, max_usd: float | None) -> None:
-        """Change the budget (None: no limit); whoever waits goes on if it suffices."""
-        async with self._changed:
-            self._max_usd = max_usd
-            self._changed.notify_all()
-
-    async def total(self) -> float:
-        """USD spent so far."""
-        return self._usd
+    request: str = ""
+    scope: str = ""
+    attempts: list[Attempt] = field(default_factory=list)
 
 
-class Refused(OracleError):
-    """The endpoint called the request itself wrong; another way of asking may do."""
+Send = Callable[[], Awaitable[Any]]
+"""One request, to be sent as often as it takes; a raw response."""
 
 
 class Endpoint:
     """One endpoint, as `spec` describes it, at `base_url` (where `spec` says `bundled`, the running server's)."""
 
     def __init__(self, spec: OracleSpec, *, base_url: str, gate: Gate | None = None, retries: int = RETRIES) -> None:
-        self.spec, self.base_url = spec, base_url
-        self._client = connect(spec, base_url, retries)
-        self._gate = gate or RateGate(spec.max_usd, spec.usd_per_million)
-        self._slots = asyncio.Semaphore(spec.concurrency)
-        self._rung = 0
-        self._cap = "max_completion_tokens" if host(base_url).endswith("openai.com") else "max_tokens"
-        self._quota: tuple[float, str] = (0.0, "")
+        self.spec, self.base_url, self.door = spec, base_url, door_of(spec, base_url)
+        self._client = connect(spec, base_url)
+        self._gate = gate or RateGate.of({self.door: spec})
+        self._retries, self._jitter = retries, Random(0)
+        self._rung, self._ignored = 0, 0
+        self._unsupported: set[str] = set()
+        self._recent: deque[float] = deque(maxlen=64)
+        self._reply_tokens = 256.0
 
-    async def complete(self, messages: Sequence[Message], *, shape: type[BaseModel] | None = None) -> Reply:
+    async def complete(
+        self, messages: Sequence[Message], *, shape: type[BaseModel] | None = None, trail: Trail | None = None
+    ) -> Reply:
         """One reply; with `shape` its text is JSON that `shape` has accepted. Raises OracleError."""
-        said = [{"role": m.role, "content": sendable(m.content)} for m in messages]
-        if shape is None:
-            return (await self._say(said))[0]
-        for rung in range(self._rung, len(RUNGS)):
-            try:
-                reply = await self._shaped(said, shape, RUNGS[rung])
-            except Refused:
-                if rung == len(RUNGS) - 1:
-                    raise
-            else:
-                self._rung = rung
-                return reply
-        raise AssertionError("the last rung returns or raises")
+        said, trail = [{"role": m.role, "content": sendable(m.content)} for m in messages], trail or Trail()
+        try:
+            async with asyncio.timeout(self.spec.deadline_s):
+                return await (self._formed(said, shape, trail) if shape else self._free(said, trail))
+        except TimeoutError:
+            raise OracleError(f"no reply within {self.spec.deadline_s:g} s in all; see oracle.deadline_s") from None
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, texts: Sequence[str], trail: Trail | None = None) -> list[list[float]]:
         """One unit vector a text. Raises OracleError, also where the recipe names no embedding model."""
         model = self.spec.embedding_model
         if not model:
@@ -113,132 +87,195 @@ class Endpoint:
         found: list[list[float]] = []
         for start in range(0, len(texts), EMBED_BATCH):
             batch = [sendable(text) for text in texts[start : start + EMBED_BATCH]]
-            async with self._call():
-                answer = await self._client.embeddings.create(model=model, input=batch, encoding_format="float")
+            create = partial(self._client.embeddings.with_raw_response.create, model=model, encoding_format="float")
+            answer = await self._asked(partial(create, input=batch), sum(map(len, batch)), trail or Trail())
             if len(answer.data or []) != len(batch):
                 raise OracleError(f"{self.base_url} sent {len(answer.data or [])} embeddings for {len(batch)} texts")
             found += [unit(item.embedding) for item in sorted(answer.data, key=lambda item: item.index)]
-            await self._gate.spent(answer.usage.prompt_tokens if answer.usage else 0, 0)
         return found
 
-    async def probe(self) -> list[str]:
-        """The names of the models served. Raises UnreachableError, or MissingError where `spec.model` isn't served."""
+    async def probe(self) -> dict[str, str | None]:
+        """The models served, each with the date its end is announced for (ISO 8601; None: not announced).
+
+        Raises UnreachableError, or MissingError where `spec.model` isn't served.
+        """
         try:
-            async with self._call():
-                models = sorted([model.id async for model in self._client.models.list()])
+            listed = await self._asked(self._client.models.with_raw_response.list, 0, Trail())
         except OracleError as fault:
             raise UnreachableError(str(fault)) from fault
+        models = {str(model.id): getattr(model, "shutdown_date", None) for model in listed.data or []}
         if self.spec.model not in models:
-            raise MissingError(f"{self.base_url} serves no model {self.spec.model!r}{hint(self.spec.model, models)}")
-        return models
+            raise MissingError(
+                f"{self.base_url} serves no model {self.spec.model!r}{hint(self.spec.model, sorted(models))}"
+            )
+        return dict(sorted(models.items()))
 
     async def close(self) -> None:
         await self._client.close()
 
-    async def _shaped(self, said: list[dict[str, str]], shape: type[BaseModel], rung: str) -> Reply:
+    # ── shapes ──
+
+    async def _free(self, said: list[Any], trail: Trail) -> Reply:
+        return (await self._say(said, trail))[0]
+
+    async def _formed(self, said: list[Any], shape: type[BaseModel], trail: Trail) -> Reply:
+        """Down the ladder until the endpoint takes the request; what it took is where the next one begins."""
+        for rung in range(self._rung, len(RUNGS)):
+            try:
+                reply = await self._shaped(said, shape, RUNGS[rung], trail)
+            except Refused:
+                if rung == len(RUNGS) - 1:
+                    raise
+            else:
+                self._rung = max(rung, self._rung)
+                return reply
+        raise AssertionError("the last rung returns or raises")
+
+    async def _shaped(self, said: list[Any], shape: type[BaseModel], rung: str, trail: Trail) -> Reply:
+        """One reply of the shape, the second one if need be. An endpoint that ignores the form is asked in words."""
         schema = schema_of(shape)
-        asked = said if rung == "json_schema" else [*said, {"role": "user", "content": _ask_for(schema)}]
-        reply, finish = await self._say(asked, **_response_format(rung, shape, schema))
-        try:
-            return replace(reply, text=accepted(shape, reply.text))
-        except ValueError as fault:
-            if finish == "length":
-                raise self._cut_off() from fault
-            complaint = f"This was not accepted: {fault}\n{_ask_for(schema)}"
-        again = [*asked, {"role": "assistant", "content": reply.text}, {"role": "user", "content": complaint}]
-        second, finish = await self._say(again, **_response_format(rung, shape, schema))
-        try:
-            text = accepted(shape, second.text)
-        except ValueError as fault:
-            if finish == "length":
-                raise self._cut_off() from fault
-            raise OracleError(f"{self.base_url} twice sent no valid {shape.__name__}: {brief(fault)}") from fault
+        asked = said if rung == "json_schema" else [*said, {"role": "user", "content": ask_for(schema)}]
+        form = response_format(rung, shape.__name__, schema)
+        first, text, wrong = await self._spoken(asked, shape, trail, **form)
+        if text:
+            return replace(first, text=text)
+        complaint = {"role": "user", "content": f"This was not accepted: {wrong}\n{ask_for(schema)}"}
+        again = [*asked, {"role": "assistant", "content": first.text}, complaint]
+        second, text, wrong = await self._spoken(again, shape, trail, **form)
+        if not text:
+            raise OracleError(f"{self.base_url} twice sent no valid {shape.__name__}: {brief(wrong)}")
+        if rung == "json_schema" and "{" not in first.text:
+            self._ignored += 1
+            self._rung = len(RUNGS) - 1 if self._ignored > 1 else self._rung
         return replace(
             second,
             text=text,
-            prompt_tokens=reply.prompt_tokens + second.prompt_tokens,
-            completion_tokens=reply.completion_tokens + second.completion_tokens,
+            prompt_tokens=first.prompt_tokens + second.prompt_tokens,
+            completion_tokens=first.completion_tokens + second.completion_tokens,
         )
 
-    async def _say(self, said: list[dict[str, str]], **extra: Any) -> tuple[Reply, str]:
-        """One call: its reply, and why the model stopped."""
+    async def _spoken(
+        self, asked: list[Any], shape: type[BaseModel], trail: Trail, **form: Any
+    ) -> tuple[Reply, str, str]:
+        """A reply, its text as `shape` accepts it (or ""), and what was wrong. Raises OracleError where it was cut off."""
+        reply, finish = await self._say(asked, trail, **form)
         try:
-            return await self._create(said, **extra)
-        except Refused as fault:
-            other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}[self._cap]
-            if self._cap not in str(fault) or "unsupported" not in str(fault).lower():
-                raise
-            self._cap = other
-        return await self._create(said, **extra)
+            return reply, accepted(shape, reply.text), ""
+        except ValueError as fault:
+            if finish != "length":
+                return reply, "", str(fault)
+            why = f"{self.spec.model} was cut off at {self.spec.max_tokens} tokens; raise oracle.max_tokens"
+            raise OracleError(why) from fault
 
-    async def _create(self, said: list[dict[str, str]], **extra: Any) -> tuple[Reply, str]:
-        options: dict[str, Any] = {"model": self.spec.model, "messages": said, **extra}
-        options[self._cap] = self.spec.max_tokens
-        if self.spec.temperature is not None:
-            options["temperature"] = self.spec.temperature
-        async with self._call():
-            answer: Any = await self._client.chat.completions.create(**options)
+    # ── one request ──
+
+    async def _say(self, said: list[Any], trail: Trail, **form: Any) -> tuple[Reply, str]:
+        """One reply, and why the model stopped; a parameter that the endpoint does not know is left out, for good."""
+        options = parameters(self.spec, self.base_url, self._unsupported)
+        create = self._client.chat.completions.with_raw_response.create
+        size = sum(len(message["content"]) for message in said)
+        try:
+            answer = await self._asked(
+                lambda: create(model=self.spec.model, messages=said, **options, **form),
+                size,
+                trail,
+            )
+        except Refused as fault:
+            name = objection(str(fault), options)
+            if name is None or name in self._unsupported or (name in CAPS and CAPS[name] in self._unsupported):
+                raise
+            self._unsupported.add(name)
+            return await self._say(said, trail, **form)
+        return self._read(answer)
+
+    def _read(self, answer: Any) -> tuple[Reply, str]:
         if not getattr(answer, "choices", None):
             raise OracleError(f"{self.base_url} did not send a chat completion; does the URL end in /v1?")
-        usage, choice = answer.usage, answer.choices[0]
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        await self._gate.spent(*tokens)
+        choice, tokens = answer.choices[0], used(answer)
         if not choice.message.content:
             why = getattr(choice.message, "refusal", None) or f"an empty reply (finish_reason {choice.finish_reason})"
             raise OracleError(f"{self.spec.model} did not answer: {brief(why)}")
+        self._reply_tokens += 0.1 * (tokens[1] - self._reply_tokens)
         stand_in = getattr(answer, "system_fingerprint", None) == STAND_IN
         reply = Reply(choice.message.content, answer.model or self.spec.model, stand_in, *tokens)
         return reply, choice.finish_reason or ""
 
-    @asynccontextmanager
-    async def _call(self) -> AsyncIterator[None]:
-        """A slot and the gate's leave; what the SDK raises becomes an OracleError that says what to do."""
-        self._check_quota()
-        async with self._slots:
-            await self._gate.enter()
-            self._check_quota()  # another call may have found out meanwhile
+    async def _asked(self, send: Send, size: int, trail: Trail) -> Any:
+        """What the endpoint answers, after as many tries as it takes. Raises OracleError."""
+        for number in range(1, self._retries + 2):
             try:
-                yield
-            except (openai.OpenAIError, json.JSONDecodeError) as fault:
-                raise self._explain(fault) from fault
+                return await self._hedged(send, size, trail, number)
+            except Again as fault:
+                if number > self._retries:
+                    raise OracleError(f"{fault} ({number} tries)" if number > 1 else str(fault)) from fault
+                pause = min(PAUSES[1], PAUSES[0] * 2 ** (number - 1)) * self._jitter.uniform(0.5, 1.0)
+                await asyncio.sleep(max(pause, fault.after_s))
+        raise AssertionError("the last try returns or raises")
 
-    def _check_quota(self) -> None:
-        until, why = self._quota
-        if time.monotonic() < until:
-            raise OracleError(why)
+    async def _hedged(self, send: Send, size: int, trail: Trail, number: int) -> Any:
+        """One try; a second beside it when it takes much longer than others did. The first to answer counts."""
+        entered = asyncio.Event()
+        if not self.spec.hedge or len(self._recent) < KNOWN:
+            return await self._try(send, size, trail, number, entered)
+        tries = {asyncio.create_task(self._try(send, size, trail, number, entered))}
+        try:
+            await _first(tries, asyncio.create_task(entered.wait()))
+            done, _ = await asyncio.wait(tries, timeout=self.spec.hedge * median(self._recent))
+            if not done:
+                tries.add(asyncio.create_task(self._try(send, size, trail, number, asyncio.Event())))
+            while True:
+                done, pending = await asyncio.wait(tries, return_when=asyncio.FIRST_COMPLETED)
+                good = [one for one in done if not one.exception()]
+                if good or not pending:
+                    return (good or list(done))[0].result()
+                tries = pending
+        finally:
+            for one in tries:
+                one.cancel()
+            await asyncio.gather(*tries, return_exceptions=True)  # a loser's fault is on its Attempt
 
-    def _explain(self, fault: Exception) -> OracleError:
-        where, spec, text = self.base_url, self.spec, brief(getattr(fault, "message", None) or fault)
-        match fault:
-            case openai.APITimeoutError():
-                why = f"{where} did not answer within {spec.timeout_s:g} s; see oracle.timeout_s"
-            case openai.APIConnectionError():
-                cause = brief(fault.__cause__ or fault)
-                why = f"can't reach {where} ({cause}); start that server, or set oracle.base_url"
-            case openai.AuthenticationError() | openai.PermissionDeniedError():
-                why = f"{where} refused the key in ${spec.api_key_env}: {text}"
-            case openai.NotFoundError():
-                why = f"{where} knows no {spec.model!r} or no such route: {text}; see oracle.model"
-            case openai.RateLimitError(code="insufficient_quota"):
-                why = f"{where} has no quota left for the key in ${spec.api_key_env}: {text}"
-                self._quota = (time.monotonic() + BREAK_S, why)
-            case openai.BadRequestError() | openai.UnprocessableEntityError():
-                return Refused(f"{where} refused the request: {text}")
-            case _:
-                why = f"{where}: {text}"
-        return OracleError(why)
+    async def _try(self, send: Send, size: int, trail: Trail, number: int, entered: asyncio.Event) -> Any:
+        """One call: through the gate, sent, read, written down. Raises Again, Refused or OracleError."""
+        spec, guess = self.spec, int(size / 4 + self._reply_tokens)
+        lease = await self._gate.enter(self.door, guess, spec.deadline_s)
+        entered.set()
+        began, clock = time(), perf_counter()
+        status, outcome, tokens = "given_up", Outcome("failed"), (0, 0)
+        try:
+            async with asyncio.timeout(spec.timeout_s):
+                raw = await send()
+            answer = raw.parse()
+            status, tokens = finished(answer), used(answer)
+            outcome = Outcome("ok", *tokens, **limits(raw.headers))
+            self._recent.append(perf_counter() - clock)
+            return answer
+        except (openai.OpenAIError, json.JSONDecodeError, TimeoutError) as fault:
+            status, outcome, error = explain(fault, spec, self.base_url)
+            raise error from fault
+        finally:
+            seconds = perf_counter() - clock
+            cost = usd(spec, *tokens)
+            trail.attempts.append(
+                Attempt(trail.request, self.door, trail.scope, number, status, began, seconds, *tokens, cost)
+            )
+            await self._gate.leave(self.door, lease, outcome)
 
-    def _cut_off(self) -> OracleError:
-        return OracleError(f"{self.spec.model} was cut off at {self.spec.max_tokens} tokens; raise oracle.max_tokens")
+
+async def _first(tries: set[asyncio.Task[Any]], entered: asyncio.Task[Any]) -> None:
+    """Return when the try is through the gate, or over."""
+    try:
+        await asyncio.wait({*tries, entered}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        entered.cancel()
 
 
-def connect(spec: OracleSpec, base_url: str, retries: int) -> AsyncOpenAI:
+def connect(spec: OracleSpec, base_url: str) -> AsyncOpenAI:
     """The client for `base_url`, which no proxy stands before on loopback. Raises ConfigError without a key."""
     return AsyncOpenAI(
         api_key=api_key(spec, base_url),
         base_url=base_url,
         timeout=spec.timeout_s,
-        max_retries=retries,
+        max_retries=0,
         http_client=DefaultAsyncHttpx2Client(trust_env=False) if is_local(base_url) else None,
     )
 
@@ -253,44 +290,7 @@ def schema_of(shape: type[BaseModel]) -> dict[str, Any]:
     return dict(openai.pydantic_function_tool(shape)["function"].get("parameters", {}))
 
 
-def accepted(shape: type[BaseModel], text: str) -> str:
-    """The first JSON object in `text` that `shape` accepts, written anew. Raises ValueError saying what is wrong."""
-    fault: ValueError = ValueError("there is no JSON object in it")
-    for value in json_objects(text):
-        try:
-            return shape.model_validate(value).model_dump_json()
-        except ValidationError as wrong:
-            fault = ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in wrong.errors()[:10]))
-    raise fault
-
-
-def json_objects(text: str, limit: int = 50) -> Iterator[dict[str, Any]]:
-    """The outermost JSON objects in `text`, in order; prose, code fences and broken beginnings are skipped."""
-    decoder, at = json.JSONDecoder(), text.find("{")
-    while at >= 0 and limit > 0:
-        limit -= 1
-        try:
-            value, end = decoder.raw_decode(text, at)
-            yield value
-        except (json.JSONDecodeError, RecursionError):
-            end = at + 1
-        at = text.find("{", end)
-
-
 def unit(vector: Sequence[float]) -> list[float]:
     """`vector` at length 1 (a zero vector stays)."""
     length = math.sqrt(math.fsum(value * value for value in vector))
     return [value / length for value in vector] if length else list(vector)
-
-
-def _response_format(rung: str, shape: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
-    if rung == "prompt":
-        return {}
-    if rung == "json_object":
-        return {"response_format": {"type": "json_object"}}
-    strict = {"name": shape.__name__, "strict": True, "schema": schema}
-    return {"response_format": {"type": "json_schema", "json_schema": strict}}
-
-
-def _ask_for(schema: dict[str, Any]) -> str:
-    return f"Reply with one JSON object alone, of this JSON Schema:\n{json.dumps(schema)}"

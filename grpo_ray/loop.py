@@ -5,12 +5,13 @@ from collections import deque
 from dataclasses import replace
 
 from grpo_ray.advantages import with_advantages
-from grpo_ray.canonical import digest_bytes
+from grpo_ray.canonical import digest_bytes, plain
 from grpo_ray.exam import clearly_worse, examine, favourite, under
 from grpo_ray.population import evolve, plan_refill, plan_waves, with_fitness
 from grpo_ray.protocols import Control, Crew
 from grpo_ray.recipe import Recipe, RunState
 from grpo_ray.scoring import score
+from grpo_ray.trust import ALARM, STEPS, Review, held_back, reviewed
 from grpo_ray.types import Adapter, Group, Lesson, LostGroup, Policy, Population, ScoredGroup, Wave
 
 
@@ -63,16 +64,18 @@ async def fly(
 ) -> list[asyncio.Task[ScoredGroup | None]]:
     """Sample one wave; each group goes on to its judges the moment it is whole."""
     groups = crew.generators.sample(wave, policy.adapter)
-    return [air.create_task(attempt(group, step, recipe, crew)) async for group in groups]
+    return [air.create_task(attempt(group, step, policy, recipe, crew)) async for group in groups]
 
 
-async def attempt(group: Group | LostGroup, step: int, recipe: Recipe, crew: Crew) -> ScoredGroup | None:
+async def attempt(
+    group: Group | LostGroup, step: int, policy: Policy, recipe: Recipe, crew: Crew
+) -> ScoredGroup | None:
     """Save, judge, score, save: rollouts are safe before any judge speaks."""
     group = await crew.store.save_group(step, group)
     if isinstance(group, LostGroup):
         return None
-    evaluations = await crew.judges.evaluate(step, group)
-    return await crew.store.save_scored(step, score(group, evaluations, recipe))
+    evaluations = held_back(await crew.judges.evaluate(step, group), policy.held)
+    return await crew.store.save_scored(step, await score(group, evaluations, recipe, step))
 
 
 async def improve(state: RunState, groups: list[ScoredGroup], crew: Crew) -> RunState:
@@ -80,14 +83,30 @@ async def improve(state: RunState, groups: list[ScoredGroup], crew: Crew) -> Run
     lessons = with_advantages(groups, state.recipe)
     async with asyncio.TaskGroup() as both:
         both.create_task(crew.store.save_lessons(state.step, lessons))
+        judged = both.create_task(review(state, crew))
         adapter = both.create_task(train(state, lessons, crew))
-        evolved = both.create_task(select(state, groups, crew))
-    return state.next(adapter.result(), evolved.result())
+        evolved = both.create_task(select(state, groups, judged, crew))
+    return state.next(adapter.result(), evolved.result(), judged.result().held)
 
 
-async def select(state: RunState, groups: list[ScoredGroup], crew: Crew) -> Population:
-    """Fitness from template-relative advantages, then the next generation."""
+async def review(state: RunState, crew: Crew) -> Review:
+    """What the steps so far say of their judges; what speaks against them is an event."""
+    spec, first = state.recipe.trust, max(0, state.step - STEPS + 1)
+    if not spec.audit and not spec.canaries:
+        return Review()
+    steps = [await crew.store.scored_groups(step, step) for step in range(first, state.step + 1)]
+    events = [event for event in await crew.store.events() if event["step"] <= state.step]
+    found = reviewed(steps, events, spec)
+    for alarm in found.alarms:
+        await crew.store.save_event(state.step, ALARM, plain(alarm))
+    return found
+
+
+async def select(state: RunState, groups: list[ScoredGroup], judged: "asyncio.Task[Review]", crew: Crew) -> Population:
+    """Fitness from template-relative advantages, then the next generation; none while the judges are in doubt."""
     population = with_fitness(state.population, groups, state.recipe)
+    if (await judged).alarms:
+        return population
     return await evolve(population, groups, crew.oracle.within(f"{state.step}/evolve"), state.step, state.recipe)
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from grpo_ray import curation, exam, registry, reports
+from grpo_ray import curation, exam, hindsight, registry, reports
 from grpo_ray.canonical import digest, plain, short
 from grpo_ray.errors import ConfigError, MissingError
 from grpo_ray.population import fits
@@ -18,12 +18,13 @@ from grpo_ray.prompting import render
 from grpo_ray.protocols import Archive, Crew, Store, Want
 from grpo_ray.recipe import Recipe, RunState
 from grpo_ray.scoring import score
+from grpo_ray.trust import open_alarms
 from grpo_ray.types import LostGroup, Row, Sampling, ScoredGroup, ScoredRollout, Template, Wave
 
 Embed = Callable[[Sequence[str]], Awaitable[list[list[float]]]]
 Kind = Literal["run", "template", "rollout", "adapter"]
 ARMS = ("start_mean", "start_best", "best_template", "last_adapter", "both")
-OF_RUN = ("adapter", "state")
+OF_RUN = ("adapter", "state", "lessons")
 """What an exporter may ask for beside its settings."""
 EMBED_BATCH = 128
 EMBED_MOST = 4096
@@ -56,7 +57,7 @@ async def status(archive: Archive, run: str | None = None) -> dict[str, Any]:
     """How a run is doing, with the keys of a finished run's result as far as they are known; None: not yet."""
     row = await which(archive, run)
     store = await archive.open(row["run"])
-    state = await _state(store, row["run"])
+    state = await state_of(store, row["run"])
     lessons = await store.lessons(last=state.step - 1) if state.step else []
     outcome = await store.load_outcome()
     return {
@@ -76,7 +77,15 @@ async def status(archive: Archive, run: str | None = None) -> dict[str, Any]:
         "exported_rows": len(curation.rows(lessons)),
         "state_hash": state_hash(state),
         "seconds": (outcome or {}).get("seconds", {}),
+        "judges": await judging(store, state),
+        "forecast": hindsight.review(await store.events(), await store.attempts(), lessons, outcome),
     }
+
+
+async def judging(store: Store, state: RunState) -> dict[str, Any]:
+    """What stands against a run's judges: dimensions that do not count for now, and alarms no person has accepted."""
+    held = state.policies[-1].held if state.policies else ()
+    return {"held": [list(one) for one in held], "alarms": [one["words"] for one in open_alarms(await store.events())]}
 
 
 def state_hash(state: RunState) -> str:
@@ -147,7 +156,7 @@ async def _want(archive: Archive, run: str | None, what: Want, who: str) -> dict
 async def list_templates(archive: Archive, run: str | None = None) -> list[dict[str, Any]]:
     """The living templates, fittest first, each with fitness and trials."""
     row = await which(archive, run)
-    state = await _state(await archive.open(row["run"]), row["run"])
+    state = await state_of(await archive.open(row["run"]), row["run"])
     members = sorted(state.population.members, key=lambda member: (-member.fitness(), member.template.id))
     return [plain(m.template) | {"fitness": m.fitness(), "trials": m.trials} for m in members]
 
@@ -277,11 +286,23 @@ async def export(
     registry.check_settings("exporters", format, "export", given | dict.fromkeys(asked))
     row = await which(archive, run)
     store = await archive.open(row["run"])
-    of_run = await _of_run(store, row["run"]) if asked else {}
-    rows = curation.rows(await store.lessons())
+    await _unquestioned(store, row["run"])
+    lessons = await store.lessons()
+    of_run = {"lessons": lessons} | (await _of_run(store, row["run"]) if {"adapter", "state"} & set(asked) else {})
+    rows = curation.rows(lessons)
     path = _written(exporter, rows, Path(out), given | {name: of_run[name] for name in asked})
     count = 0 if "adapter" in asked else len(rows)
     return {"run_id": row["run"], "format": format, "rows": count, "path": str(path), "files": _files(path)}
+
+
+async def _unquestioned(store: Store, run: str) -> None:
+    """Raise ConfigError while there are doubts about the run's judges that no person has looked at."""
+    if doubts := open_alarms(await store.events()):
+        words = "; ".join(sorted({one["words"] for one in doubts}))
+        raise ConfigError(
+            f"the judges of run {run} are in doubt: {words}. Look at them (grpo-ray judge-report {run}); to export all "
+            f"the same: grpo-ray accept-judges {run}"
+        )
 
 
 def _written(exporter: Callable[..., Path], rows: Sequence[Row], out: Path, settings: Mapping[str, Any]) -> Path:
@@ -298,7 +319,7 @@ def _files(path: Path) -> list[str]:
 
 async def _of_run(store: Store, run: str) -> dict[str, Any]:
     """The run's last state, and the bytes of the last adapter that the gate let through."""
-    state = await _state(store, run)
+    state = await state_of(store, run)
     if state.adapter is None:
         raise MissingError(f"run {run} has no adapter yet: no step has trained one; take more steps with a trainer")
     return {"state": state, "adapter": await store.load_adapter(state.adapter.hash)}
@@ -341,7 +362,7 @@ async def preview(
             if isinstance(group, LostGroup):
                 yield template, group
             else:
-                yield template, score(group, await crew.judges.evaluate(0, group), recipe)
+                yield template, await score(group, await crew.judges.evaluate(0, group), recipe)
 
 
 def seen(template: Template, scored: ScoredGroup | LostGroup) -> dict[str, Any]:
@@ -366,7 +387,7 @@ def seen(template: Template, scored: ScoredGroup | LostGroup) -> dict[str, Any]:
     }
 
 
-async def _state(store: Store, run: str) -> RunState:
+async def state_of(store: Store, run: str) -> RunState:
     state = await store.load_state()
     if state is None:
         raise MissingError(f"run {run} has no saved state yet")

@@ -2,18 +2,26 @@
 is done again, so that a resumed run hears the same words as an unbroken one.
 """
 
+import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from grpo_ray.canonical import digest
 from grpo_ray.checker import Checker
-from grpo_ray.errors import OracleError
-from grpo_ray.llm import Endpoint, Gate, schema_of
+from grpo_ray.errors import ConfigError, OracleError
+from grpo_ray.gate import BUDGET, Gate, Spent
+from grpo_ray.llm import Endpoint, Trail, schema_of
 from grpo_ray.protocols import Archive, Oracle, Store
 from grpo_ray.recipe import OracleSpec
+from grpo_ray.registry import hint
 from grpo_ray.types import Message, Reply, Task
+
+LOOK_S = 2.0
+"""How often a caller that waits for money looks whether there is some."""
+Ask = Callable[[Trail], Awaitable[Reply]]
 
 
 def make_oracle(
@@ -25,34 +33,108 @@ def make_oracle(
     checker: Checker,
     archive: Archive | None = None,
     run: str = "",
+    further: Mapping[str, OracleSpec] | None = None,
 ) -> "RecordingOracle":
-    """The oracle of one process, asking at `base_url` and recording in `store`. Raises ConfigError without a key."""
-    return RecordingOracle(Endpoint(spec, base_url=base_url, gate=gate), store, checker, archive, run)
+    """The oracle of one process, recording in `store`; the bundled server answers at `base_url`.
+
+    Raises ConfigError without a key.
+    """
+    specs = {"": spec, **(further or {})}
+    endpoints = {
+        name: Endpoint(one, base_url=base_url if one.base_url == "bundled" else one.base_url, gate=gate)
+        for name, one in specs.items()
+    }
+    return RecordingOracle(Switchboard(endpoints, store, checker, archive, run, gate))
 
 
+@dataclass(slots=True)
+class Switchboard:
+    """What an oracle and its children share: endpoints, store, checker, and the questions in the air."""
+
+    endpoints: Mapping[str, Endpoint]
+    store: Store
+    checker: Checker
+    archive: Archive | None
+    run: str
+    gate: Gate | None
+    flying: dict[str, asyncio.Task[Reply]] = field(default_factory=dict)
+
+    async def shared(self, key: str, trail: Trail, ask: Ask) -> Reply:
+        """The reply under a key that many may ask for at once: asked for by the first, who may go away meanwhile."""
+        if key not in self.flying:
+            self.flying[key] = asyncio.create_task(self.recorded(key, trail, ask, anywhere=True))
+            self.flying[key].add_done_callback(lambda _: self.flying.pop(key, None))
+        return await asyncio.shield(self.flying[key])
+
+    async def recorded(self, key: str, trail: Trail, ask: Ask, *, anywhere: bool = False) -> Reply:
+        """The stored reply, or a new one, stored; what was tried for it is stored too, however it ended."""
+        known = await self.store.load_reply(key, anywhere=anywhere)
+        if known is not None:
+            return known if not anywhere else await self.store.save_reply(key, known)
+        try:
+            reply = await self._paid(trail, ask)
+        except OracleError:
+            await self.store.save_attempts(trail.attempts)
+            raise
+        return await self.store.save_reply(key, reply, trail.attempts)
+
+    async def _paid(self, trail: Trail, ask: Ask) -> Reply:
+        """Ask; while there is no money, wait until a person allows more."""
+        while True:
+            try:
+                return await ask(trail)
+            except Spent as fault:
+                await self._wait_for_money(fault)
+
+    async def _wait_for_money(self, fault: Spent) -> None:
+        if self.gate is None:
+            raise fault
+        await self.store.save_event(0, "budget_spent", {"door": fault.door, "max_usd": fault.max_usd})
+        while True:
+            allowed = [
+                event["detail"]["max_usd"]
+                for event in await self.store.events()
+                if event["kind"] == BUDGET and event["detail"]["door"] == fault.door
+            ]
+            if allowed and (allowed[-1] is None or allowed[-1] > fault.max_usd):
+                return await self.gate.allow(fault.door, allowed[-1])
+            await asyncio.sleep(LOOK_S)
+
+
+@dataclass(slots=True)
 class RecordingOracle(Oracle):
-    """Asks the endpoint only what the store has no reply to. A child made by `within` counts occurrences anew."""
+    """Asks an endpoint only what the store has no reply to. A child made by `within` counts occurrences anew."""
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        store: Store,
-        checker: Checker,
-        archive: Archive | None = None,
-        run: str = "",
-        scope: str = "",
-    ) -> None:
-        self._endpoint, self._store, self._checker = endpoint, store, checker
-        self._archive, self._run, self._scope = archive, run, scope
-        self._seen: Counter[str] = Counter()
+    board: Switchboard
+    scope: str = ""
+    name: str = ""
+    """Which of the recipe's oracles."""
+    later: int = 0
+    """What `again` adds to each nth."""
+    seen: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.board.endpoints[self.name]
 
     def within(self, scope: str) -> "RecordingOracle":
         """A child whose replies are recorded under `scope`, inside this one's."""
-        inner = f"{self._scope}/{scope}" if self._scope else scope
-        return RecordingOracle(self._endpoint, self._store, self._checker, self._archive, self._run, inner)
+        inner = f"{self.scope}/{scope}" if self.scope else scope
+        return replace(self, scope=inner, seen=Counter())
 
-    async def complete(self, messages: Sequence[Message], *, shape: type[Any] | None = None) -> Reply:
-        spec = self._endpoint.spec
+    def at(self, name: str) -> "RecordingOracle":
+        if name not in self.board.endpoints:
+            known = [one for one in self.board.endpoints if one]
+            raise ConfigError(f"there is no {name!r} among oracles{hint(name, known)}")
+        return replace(self, name=name)
+
+    def again(self, times: int) -> "RecordingOracle":
+        return replace(self, later=self.later + times)
+
+    async def complete(
+        self, messages: Sequence[Message], *, shape: type[Any] | None = None, nth: int | None = None
+    ) -> Reply:
+        spec, endpoint = self.endpoint.spec, self.endpoint
         request = {
             "kind": "complete",
             "model": spec.model,
@@ -61,42 +143,58 @@ class RecordingOracle(Oracle):
             "messages": list(messages),
             "shape": schema_of(shape) if shape else None,
         }
-        return await self._recorded(request, lambda: self._endpoint.complete(messages, shape=shape))
+        if spec.reasoning_effort is not None:
+            request["reasoning_effort"] = spec.reasoning_effort
+
+        async def ask(trail: Trail) -> Reply:
+            return await endpoint.complete(messages, shape=shape, trail=trail)
+
+        if nth is None:
+            return await self._recorded(request, ask)
+        name = digest(request)
+        return await self.board.shared(digest(["nth", name, nth + self.later]), Trail(name, self.scope), ask)
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        model = self._endpoint.spec.embedding_model or ""
+        endpoint, model = self.endpoint, self.endpoint.spec.embedding_model or ""
 
-        async def ask() -> Reply:
-            return Reply(json.dumps(await self._endpoint.embed(texts)), model)
+        async def ask(trail: Trail) -> Reply:
+            return Reply(json.dumps(await endpoint.embed(texts, trail)), model)
 
         reply = await self._recorded({"kind": "embed", "model": model, "texts": list(texts)}, ask)
         return json.loads(reply.text)
 
     async def nearest(self, text: str, *, limit: int = 10) -> list[tuple[str, float]]:
-        archive = self._archive
+        archive = self.board.archive
         if archive is None:
             raise OracleError("nearest needs a storage that keeps embeddings; this oracle was made without one")
         (vector,) = await self.embed([text])
 
-        async def ask() -> Reply:
-            return Reply(json.dumps(await archive.search(self._run, vector, limit)), "")
+        async def ask(trail: Trail) -> Reply:
+            return Reply(json.dumps(await archive.search(self.board.run, vector, limit)), "")
 
         reply = await self._recorded({"kind": "nearest", "text": text, "limit": limit}, ask)
         return [(rollout, similarity) for rollout, similarity in json.loads(reply.text)]
 
-    async def check(self, task: Task, answers: Sequence[str]) -> list[float | None]:
-        return await self._checker.check(task, answers)
+    async def check(
+        self,
+        task: Task,
+        answers: Sequence[str],
+        *,
+        verifier: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[float | None]:
+        return await self.board.checker.check(task, answers, verifier=verifier, settings=settings)
 
     async def close(self) -> None:
         """Close the connections and end the checker's process; children share both."""
-        await self._endpoint.close()
-        await self._checker.close()
+        for endpoint in self.board.endpoints.values():
+            await endpoint.close()
+        await self.board.checker.close()
 
-    async def _recorded(self, request: dict[str, Any], ask: Callable[[], Awaitable[Reply]]) -> Reply:
+    async def _recorded(self, request: dict[str, Any], ask: Ask) -> Reply:
         """The stored reply to this scope's nth such request, or a new one, stored; never by URL: servers may move."""
         name = digest(request)
-        occurrence = self._seen[name]
-        self._seen[name] += 1
-        key = digest([self._scope, name, occurrence])
-        known = await self._store.load_reply(key)
-        return known if known is not None else await self._store.save_reply(key, await ask())
+        occurrence = self.seen[name]
+        self.seen[name] += 1
+        key = digest([self.scope, name, occurrence])
+        return await self.board.recorded(key, Trail(name, self.scope), ask)

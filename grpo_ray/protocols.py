@@ -1,6 +1,6 @@
 """The verbs: what the loop may ask of the crew, and what each backend must keep."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -8,6 +8,7 @@ from grpo_ray.recipe import RunState
 from grpo_ray.types import (
     Adapter,
     AdapterBytes,
+    Attempt,
     Evaluation,
     Group,
     Lesson,
@@ -107,8 +108,22 @@ class Oracle(Protocol):
         """The same oracle, recording under `scope`: replies are replayed by (run, scope, request, occurrence)."""
         ...
 
-    async def complete(self, messages: Sequence[Message], *, shape: type[Any] | None = None) -> Reply:
-        """One reply; with `shape` (a pydantic model) its text is JSON that the model has accepted."""
+    def at(self, name: str) -> "Oracle":
+        """The same, asking the recipe's endpoint `oracles.NAME`; "" is the main one. Raises ConfigError."""
+        ...
+
+    def again(self, times: int) -> "Oracle":
+        """The same for a further look: each `nth` asked for is `times` later, so that no reply is used twice."""
+        ...
+
+    async def complete(
+        self, messages: Sequence[Message], *, shape: type[Any] | None = None, nth: int | None = None
+    ) -> Reply:
+        """One reply; with `shape` (a pydantic model) its text is JSON that the model has accepted.
+
+        With `nth` (0: the first) the nth reply that anybody here ever got to this very request will do, and rewards it
+        no second payment; without, every call gets a reply of its own.
+        """
         ...
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]: ...
@@ -117,8 +132,18 @@ class Oracle(Protocol):
         """(rollout id, cosine similarity) of this run's stored completions nearest to `text`, best first."""
         ...
 
-    async def check(self, task: Task, answers: Sequence[str]) -> list[float | None]:
-        """What the task's verifier says of each answer, 0 to 1, in a process that can be killed; None: no verdict."""
+    async def check(
+        self,
+        task: Task,
+        answers: Sequence[str],
+        *,
+        verifier: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[float | None]:
+        """What a verifier (None: the task's own) says of each answer, 0 to 1, in a process that can be killed.
+
+        None: no verdict.
+        """
         ...
 
 
@@ -168,9 +193,19 @@ class Store(Protocol):
 
     async def load_scores(self, split: str) -> list[Score]: ...
 
-    async def save_reply(self, key: str, reply: Reply) -> Reply: ...
+    async def save_reply(self, key: str, reply: Reply, attempts: Sequence[Attempt] = ()) -> Reply:
+        """The reply, with the calls that led to it."""
+        ...
 
-    async def load_reply(self, key: str) -> Reply | None: ...
+    async def load_reply(self, key: str, *, anywhere: bool = False) -> Reply | None:
+        """The run's reply; with `anywhere`, another run's will do."""
+        ...
+
+    async def save_attempts(self, attempts: Sequence[Attempt]) -> None: ...
+
+    async def attempts(self) -> list[Attempt]:
+        """Every call made, in the order they were saved."""
+        ...
 
     async def lessons(self, first: int = 0, last: int | None = None) -> list[Lesson]:
         """Those of steps first … last (inclusive), ordered by (step, group id)."""
@@ -189,6 +224,10 @@ class Store(Protocol):
     async def load_outcome(self) -> dict[str, Any] | None: ...
 
     async def save_event(self, step: int, kind: str, detail: dict[str, Any]) -> None: ...
+
+    async def events(self) -> list[dict[str, Any]]:
+        """What `Archive.events` tells of this run."""
+        ...
 
     async def scored_groups(self, first: int = 0, last: int | None = None) -> list[ScoredGroup]:
         """Those of steps first … last (inclusive), ordered by (step, group id)."""

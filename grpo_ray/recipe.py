@@ -29,6 +29,23 @@ class Weighted(Named):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeSpec(Named):
+    """A judge, and which of the `oracles` it asks (empty: `oracle`)."""
+
+    oracle: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSpec(Weighted):
+    """A reward's part in the blend."""
+
+    cap: float | None = None
+    """Values above it count as it."""
+    gate: float | None = None
+    """Where this reward's value is below it, every other part counts as 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Splits:
     """How many tasks each split takes; None takes a tenth of what there is (train: the rest)."""
 
@@ -92,7 +109,7 @@ class GateSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OracleSpec:
-    """The endpoint that judges and mutations ask. `base_url: bundled` starts the stand-in server."""
+    """An endpoint and a model that judges and mutations ask. `base_url: bundled` starts the stand-in server."""
 
     __pydantic_config__ = STRICT
     base_url: str = "bundled"
@@ -104,9 +121,36 @@ class OracleSpec:
     max_tokens: int = 2000
     temperature: float | None = None
     """None sends none: reasoning models refuse it."""
+    reasoning_effort: str | None = None
+    """Sent as it is, to models that know it."""
     max_usd: float | None = None
+    """What the run may spend here; calls then wait until somebody allows more."""
     usd_per_million: tuple[float, float] = (0.0, 0.0)
     """Price of a million tokens in, and out."""
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    """What the endpoint allows, over the whole cluster; None: learnt from its refusals."""
+    deadline_s: float = 600.0
+    """How long one reply may take in all, with waits between tries; `timeout_s` is for one try."""
+    hedge: float = 0.0
+    """0 never; q: a try slower than the q-quantile of the recent ones gets a second beside it, and the first reply counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustSpec:
+    """How the judges that ask a model are themselves judged."""
+
+    __pydantic_config__ = STRICT
+    audit: float = 0.0
+    """Share of groups judged again: the same request once more, in another order, and by `second`."""
+    second: str = ""
+    """Which of the `oracles` audits ask as well: best a model of another family."""
+    canaries: float = 0.0
+    """Known answers judged beside the real ones, as a share of the rollouts."""
+    max_false_positives: float = 0.02
+    """Bad answers that may pass for good; above, evolution and export wait for a person."""
+    min_alpha: float = 0.67
+    """Dimensions with a Krippendorff's alpha below it lose weight, and their rollouts are shown to people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +170,10 @@ class Recipe:
     sampling: SamplingSpec = SamplingSpec()
     plan: PlanSpec = PlanSpec()
     generator: Named = Named(name="mlx")
-    judges: tuple[Named, ...] = (Named(name="verifier"),)
-    rewards: tuple[Weighted, ...] = (Weighted(name="verified"),)
+    judges: tuple[JudgeSpec, ...] = (JudgeSpec(name="verifier"),)
+    rewards: tuple[RewardSpec, ...] = (RewardSpec(name="verified"),)
+    aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """Whether `advantages` compares blended rewards (GRPO), or each part by itself before the sum (GDPO)."""
     advantages: Literal["standardized", "centred", "leave_one_out"] = "standardized"
     """A reward less its group's mean, over the deviation (GRPO) or not (Dr. GRPO), or less the others' mean (RLOO)."""
     evolution: EvolutionSpec = EvolutionSpec()
@@ -137,6 +183,9 @@ class Recipe:
     """How many trainers share an update's groups. More add up in another order, so the last bits differ."""
     gate: GateSpec = GateSpec()
     oracle: OracleSpec = OracleSpec()
+    oracles: Mapping[str, OracleSpec] = field(default_factory=dict)
+    """Further endpoints by a name of yours: for judges (`oracle: NAME`), panels, and audits."""
+    trust: TrustSpec = TrustSpec()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +228,9 @@ class RunState:
         first = self.step - len(self.policies) + 1
         return self.policies[max(0, step - self.recipe.lag) - first]
 
-    def next(self, adapter: Adapter | None, population: Population) -> "RunState":
-        policies = (*self.policies, Policy(population, adapter))[-(self.recipe.lag + 1) :]
+    def next(
+        self, adapter: Adapter | None, population: Population, held: tuple[tuple[str, str], ...] = ()
+    ) -> "RunState":
+        """The state after a step; `held`: the dimensions whose marks do not count from here on."""
+        policies = (*self.policies, Policy(population, adapter, held))[-(self.recipe.lag + 1) :]
         return RunState(self.run, self.step + 1, self.recipe, population, adapter, policies)

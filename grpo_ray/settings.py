@@ -18,8 +18,8 @@ from grpo_ray.bounds import out_of_bounds
 from grpo_ray.canonical import digest, plain, typed
 from grpo_ray.errors import ConfigError, GrpoRayError
 from grpo_ray.recipe import Config, Named, Placement, Recipe
-from grpo_ray.registry import check_settings, find, hint, placed
-from grpo_ray.scoring import is_trl
+from grpo_ray.registry import check_settings, hint, placed
+from grpo_ray.scoring import check_reward
 from grpo_ray.wording import shown, worded
 
 PACKAGED = Path(__file__).parent.parent
@@ -319,7 +319,9 @@ def _unfit(recipe: Recipe, folder: str, entry: str, named: Named) -> list[str]:
     if twice := given.keys() & named.settings.keys():
         return [f"settings.{key}: is the recipe's; set {key!r} at the top" for key in twice]
     try:
-        if folder != "rewards" or not is_trl(find(folder, named.name, entry)):
+        if folder == "rewards":
+            check_reward(named.name, named.settings)
+        else:
             check_settings(folder, named.name, entry, {**given, **named.settings})
     except GrpoRayError as error:
         return str(error).splitlines()

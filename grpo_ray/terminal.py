@@ -201,6 +201,29 @@ def rollout(row: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def explanation(row: Mapping[str, Any]) -> RenderableType:
+    """How a rollout's advantage came about, from the scores to the sums."""
+    parts: list[RenderableType] = [
+        shown(f"rollout {row['rollout']} of run {row['run_id']}, step {row['step']}, group {row['group']}"),
+        table("evaluations", ("by", "dimension", "score", "rationale"), map(_evaluation, row["evaluations"])),
+    ]
+    if row["audits"]:
+        cells = [(*_evaluation(one)[:3], one["audit"]) for one in row["audits"]]
+        parts.append(table("evaluations that count nothing", ("by", "dimension", "score", "for it is"), cells))
+    cells = [(_part(p), p["working"], p["raw"], p["counts"], p["why"], p["weight"]) for p in row["parts"]]
+    parts.append(table("reward parts", ("part", "from", "value", "counts as", "because", "weight"), cells))
+    spread = f"group: mean reward {number(row['mean'])}, standard deviation {number(row['deviation'])}"
+    parts += map(shown, (f"{row['aggregation']}, {row['advantages']}", spread, *row["lines"]))
+    parts.append(shown(f"stored: reward {number(row['reward'])}, advantage {number(row['advantage'])}"))
+    parts += [Text(f"does not agree: {shown(line).plain}", "red") for line in row["disagreements"]]
+    return Group(*parts)
+
+
+def _part(one: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{key}: {value}" for key, value in one["settings"].items())
+    return f"{one['name']} ({settings})" if settings else one["name"]
+
+
 def _version(adapter: Mapping[str, Any]) -> Any:
     return adapter.get("version", "?")
 

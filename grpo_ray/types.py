@@ -23,7 +23,7 @@ class Task:
     answer: str | None = None
     task_type: str = ANY
     verifier: str | None = None
-    """A file of `tasks/` with `verify(answer, task) -> float`, or None where nothing can be checked."""
+    """A file of `verifiers/` or `tasks/`, or a dotted name, with `verify(answer, task, …)`; None: nothing can be checked."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -181,6 +181,11 @@ class Evaluation:
     model: str = ""
     """The model that spoke, or "" for a verifier."""
     stand_in: bool = False
+    version: str = ""
+    """A short hash of the judge as it was: its code, its settings, its model."""
+    audit: str = ""
+    """Empty where it counts towards the reward. Else how it was judged again (repeat, permuted, second), to check it;
+    or held: its dimension is not trusted for now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +297,8 @@ class Policy:
 
     population: Population
     adapter: Adapter | None
+    held: tuple[tuple[str, str], ...] = ()
+    """(judge, dimension) whose marks do not count, for its judges disagree too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +321,28 @@ class Reply:
     stand_in: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call to an endpoint, whatever came of it; neither keys nor texts."""
+
+    request: str
+    """Hash of what was asked."""
+    door: str
+    """The endpoint's host and the model: what is limited, and paid, together."""
+    scope: str
+    """On whose behalf: step, group and judge, or the mutation."""
+    number: int
+    """1 for the first try of a request."""
+    status: str
+    """ok, or what it ended with: an HTTP status, timeout, unreachable, refused, cut_off, invalid."""
+    time: float
+    """When it began, seconds since 1970."""
+    seconds: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.types import ToolAnnotations
 from pydantic import AnyHttpUrl, Field
 
-from grpo_ray import operations
+from grpo_ray import operations, oversight
 from grpo_ray.errors import GrpoRayError
 from grpo_ray.protocols import Archive
 
@@ -83,6 +83,13 @@ def _reading(archive: Archive, embed: operations.Embed | None, model: str) -> To
         """The living templates of a run, fittest first, with their text, parameters, parents and trials."""
         return {"templates": (await operations.list_templates(archive, run))[:limit]}
 
+    async def explain_rollout(
+        rollout: Annotated[str, Field(min_length=1, max_length=200, description="Rollout id or its unique beginning")],
+        run: Run = None,
+    ) -> dict[str, Any]:
+        """How one rollout's advantage came about: scores, reward parts, caps and gates, blend, group mean, and sums."""
+        return await oversight.explain(archive, rollout, run)
+
     async def search_rollouts(
         query: Annotated[str, Field(min_length=1, max_length=2000, description="What to look for")],
         run: Run = None,
@@ -91,7 +98,8 @@ def _reading(archive: Archive, embed: operations.Embed | None, model: str) -> To
         """Stored completions nearest to `query`, with their reward and task. The texts are untrusted model output."""
         return await operations.search_rollouts(archive, query, run=run, limit=limit, embed=embed, model=model)
 
-    return [(list_runs, READS), (status, READS), (list_templates, READS), (search_rollouts, READS)]
+    tools = (list_runs, status, list_templates, explain_rollout, search_rollouts)
+    return [(tool, READS) for tool in tools]
 
 
 def _steering(archive: Archive) -> Tools:

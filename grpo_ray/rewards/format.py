@@ -15,3 +15,10 @@ def reward(
     """
     marked, ended = bool(marked_answer(rollout.text)), rollout.finish_reason == "stop"
     return (1 - finish_share) * marked + finish_share * ended
+
+
+def working(rollout: Rollout, evaluations: Sequence[Evaluation], group: Group, *, finish_share: float = 0.5) -> str:
+    """The sum behind the value, in words."""
+    marked, ended = bool(marked_answer(rollout.text)), rollout.finish_reason == "stop"
+    answer, end = "an answer" if marked else "no answer", "came to its end" if ended else "cut off"
+    return f"{1 - finish_share:g}·{marked:d} ({answer}) + {finish_share:g}·{ended:d} ({end})"

@@ -22,3 +22,19 @@ def reward(
     weighed = [(score, 1.0 if dimensions is None else dimensions.get(name, 0.0)) for name, score in heard]
     total = fsum(weight for _, weight in weighed)
     return fsum(score * weight for score, weight in weighed) / total if total else None
+
+
+def working(
+    rollout: Rollout,
+    evaluations: Sequence[Evaluation],
+    group: Group,
+    *,
+    judge: str = "rubric",
+    dimensions: Mapping[str, float] | None = None,
+) -> str:
+    """The weighted mean behind the value, in words."""
+    heard = [(e.dimension, e.score) for e in evaluations if e.judge == judge and e.score is not None]
+    weighed = [(name, score, 1.0 if dimensions is None else dimensions.get(name, 0.0)) for name, score in heard]
+    terms = [f"{weight:g}·{score:.6g} ({name})" for name, score, weight in weighed if weight]
+    total = fsum(weight for _, _, weight in weighed)
+    return f"({' + '.join(terms)}) / {total:g}" if terms else f"{judge} scored nothing that counts"

@@ -155,6 +155,7 @@ def said_rows(run: str, scored: ScoredGroup) -> tuple[list[Row], list[Row], list
     said = [
         {"run": run, "rollout": one.rollout.id, "index": index, "judge": e.judge, "dimension": e.dimension}
         | {"score": _number(e.score), "rationale": e.rationale, "model": e.model, "stand_in": e.stand_in}
+        | {"version": e.version, "audit": e.audit}
         for one in scored.rollouts
         for index, e in enumerate(one.evaluations)
     ]
@@ -198,7 +199,7 @@ def lesson_of(scored: ScoredGroup, rewards: dict[str, list[Row]]) -> Lesson:
 
 
 def evaluation_of(row: Row) -> Evaluation:
-    names = ("judge", "dimension", "score", "rationale", "model", "stand_in")
+    names = ("judge", "dimension", "score", "rationale", "model", "stand_in", "version", "audit")
     return Evaluation(rollout_id=row["rollout"], **{name: row[name] for name in names})
 
 

@@ -1,6 +1,7 @@
 """The tables of one run in PostgreSQL. Every save keeps what came first, so each may be done again."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from grpo_ray.canonical import digest, typed
@@ -11,7 +12,7 @@ from grpo_ray.registry import hint
 from grpo_ray.storage import _nouns as nouns
 from grpo_ray.storage._database import Database, Session
 from grpo_ray.storage._text import document
-from grpo_ray.types import Adapter, AdapterBytes, Group, Lesson, LostGroup, Reply, Score, ScoredGroup
+from grpo_ray.types import Adapter, AdapterBytes, Attempt, Group, Lesson, LostGroup, Reply, Score, ScoredGroup
 
 END = 2**31 - 1
 """The last step there can be."""
@@ -91,19 +92,27 @@ class PostgresStore(Store):
         rows = await self.database.transact(lambda session: session.all("load_scores", run=self.run, split=split))
         return [Score(**row) for row in rows]
 
-    async def save_reply(self, key: str, reply: Reply) -> Reply:
+    async def save_reply(self, key: str, reply: Reply, attempts: Sequence[Attempt] = ()) -> Reply:
         async def work(session: Session) -> Reply:
-            names = ("text", "model", "stand_in", "prompt_tokens", "completion_tokens")
-            row = {name: getattr(reply, name) for name in names}
-            await session.put("save_reply", {"run": self.run, "key": key} | row)
+            await session.put("save_reply", {"run": self.run, "key": key} | asdict(reply))
+            await session.put("save_attempt", *({"run": self.run} | asdict(one) for one in attempts))
             (stored,) = await session.all("load_reply", run=self.run, key=key)
             return Reply(**stored)
 
         return await self.database.transact(work)
 
-    async def load_reply(self, key: str) -> Reply | None:
-        row = await self.database.transact(lambda session: session.one("load_reply", run=self.run, key=key))
+    async def load_reply(self, key: str, *, anywhere: bool = False) -> Reply | None:
+        statement = "load_reply_anywhere" if anywhere else "load_reply"
+        row = await self.database.transact(lambda session: session.one(statement, run=self.run, key=key))
         return Reply(**row) if row else None
+
+    async def save_attempts(self, attempts: Sequence[Attempt]) -> None:
+        rows = [{"run": self.run} | asdict(one) for one in attempts]
+        await self.database.transact(lambda session: session.put("save_attempt", *rows))
+
+    async def attempts(self) -> list[Attempt]:
+        rows = await self.database.transact(lambda session: session.all("attempts", run=self.run))
+        return [Attempt(**row) for row in rows]
 
     async def lessons(self, first: int = 0, last: int | None = None) -> list[Lesson]:
         async def work(session: Session) -> list[Lesson]:
@@ -131,6 +140,10 @@ class PostgresStore(Store):
 
     async def save_event(self, step: int, kind: str, detail: dict[str, Any]) -> None:
         await self.database.transact(lambda session: put_event(session, self.run, step, kind, detail))
+
+    async def events(self) -> list[dict[str, Any]]:
+        rows = await self.database.transact(lambda session: session.all("events", run=self.run, after=0))
+        return [row | {"time": row["time"].isoformat()} for row in rows]
 
 
 async def put_group(session: Session, run: str, step: int, group: Group | LostGroup) -> None:

@@ -1,6 +1,6 @@
 """The Archive and the Store in plain dictionaries: for tests, `preview` and `storage: memory`; gone with the process."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import sqrt
@@ -11,7 +11,7 @@ from grpo_ray.errors import ConfigError, MissingError
 from grpo_ray.protocols import Archive, Store, Want
 from grpo_ray.recipe import RunState
 from grpo_ray.registry import hint
-from grpo_ray.types import Adapter, AdapterBytes, Group, Lesson, LostGroup, Reply, Score, ScoredGroup, Template
+from grpo_ray.types import Adapter, AdapterBytes, Attempt, Group, Lesson, LostGroup, Reply, Score, ScoredGroup, Template
 
 T = TypeVar("T")
 KINDS = ("run", "template", "prompt", "group", "rollout", "adapter")
@@ -40,6 +40,9 @@ class MemoryStore(Store):
     happened: dict[str, dict[str, Any]] = field(default_factory=dict)
     vectors: dict[str, list[float]] = field(default_factory=dict)
     outcomes: list[dict[str, Any]] = field(default_factory=list)
+    calls: list[Attempt] = field(default_factory=list)
+    beside: "Mapping[str, MemoryStore]" = field(default_factory=dict, repr=False, compare=False)
+    """All runs of the archive, this one too."""
 
     async def save_group(self, step: int, group: Group | LostGroup) -> Group | LostGroup:
         return self.groups.setdefault((step, group.id), group)
@@ -73,11 +76,20 @@ class MemoryStore(Store):
     async def load_scores(self, split: str) -> list[Score]:
         return [score for key, score in self.scores.items() if key[0] == split]
 
-    async def save_reply(self, key: str, reply: Reply) -> Reply:
+    async def save_reply(self, key: str, reply: Reply, attempts: Sequence[Attempt] = ()) -> Reply:
+        self.calls += attempts
         return self.replies.setdefault(key, reply)
 
-    async def load_reply(self, key: str) -> Reply | None:
-        return self.replies.get(key)
+    async def load_reply(self, key: str, *, anywhere: bool = False) -> Reply | None:
+        if key in self.replies or not anywhere:
+            return self.replies.get(key)
+        return next((store.replies[key] for store in self.beside.values() if key in store.replies), None)
+
+    async def save_attempts(self, attempts: Sequence[Attempt]) -> None:
+        self.calls += attempts
+
+    async def attempts(self) -> list[Attempt]:
+        return list(self.calls)
 
     async def lessons(self, first: int = 0, last: int | None = None) -> list[Lesson]:
         return _between(self.taught, first, last)
@@ -101,6 +113,9 @@ class MemoryStore(Store):
     async def save_event(self, step: int, kind: str, detail: dict[str, Any]) -> None:
         event = {"id": len(self.happened) + 1, "time": _now(), "step": step, "kind": kind, "detail": detail}
         self.happened.setdefault(digest([step, kind, detail]), event)
+
+    async def events(self) -> list[dict[str, Any]]:
+        return list(self.happened.values())
 
     def about(self) -> dict[str, Any]:
         """The run's line in `runs`."""
@@ -170,7 +185,7 @@ class MemoryArchive(Archive):
     async def create_run(self, state: RunState) -> None:
         if state.run in self.stores:
             raise ConfigError(f"a run called {state.run!r} exists already; resume it, or choose another name")
-        self.stores[state.run] = MemoryStore(state.run, _now(), kept={state.step: state})
+        self.stores[state.run] = MemoryStore(state.run, _now(), kept={state.step: state}, beside=self.stores)
 
     async def open(self, run: str) -> Store:
         return self._store(run)

@@ -68,8 +68,9 @@ RETURNING id;
 
 -- name: save_evaluation
 -- Append-only.
-INSERT INTO evaluation (run, rollout, index, judge, dimension, score, rationale, model, stand_in)
-VALUES (%(run)s, %(rollout)s, %(index)s, %(judge)s, %(dimension)s, %(score)s, %(rationale)s, %(model)s, %(stand_in)s);
+INSERT INTO evaluation (run, rollout, index, judge, dimension, score, rationale, model, stand_in, version, audit)
+VALUES (%(run)s, %(rollout)s, %(index)s, %(judge)s, %(dimension)s, %(score)s, %(rationale)s, %(model)s, %(stand_in)s,
+    %(version)s, %(audit)s);
 
 -- name: save_reward
 -- After the evaluations it was made from.
@@ -116,7 +117,7 @@ WHERE run = %(run)s AND sample_group = ANY(%(ids)s) ORDER BY position;
 
 -- name: evaluations
 -- With whether each was there when the reward was made.
-SELECT e.rollout, e.judge, e.dimension, e.score, e.rationale, e.model, e.stand_in,
+SELECT e.rollout, e.judge, e.dimension, e.score, e.rationale, e.model, e.stand_in, e.version, e.audit,
     e.index < coalesce((SELECT w.evaluations FROM reward w WHERE w.run = e.run AND w.rollout = e.rollout), 0) AS counted
 FROM evaluation e WHERE e.run = %(run)s AND e.rollout = ANY(ARRAY(
     SELECT id FROM rollout WHERE run = %(run)s AND sample_group = ANY(%(ids)s)))
@@ -168,8 +169,24 @@ VALUES (%(run)s, %(key)s, %(text)s, %(model)s, %(stand_in)s, %(prompt_tokens)s, 
 ON CONFLICT DO NOTHING;
 
 -- name: load_reply
--- For a step that is done again.
+-- By its request, scope and occurrence.
 SELECT text, model, stand_in, prompt_tokens, completion_tokens FROM reply WHERE run = %(run)s AND key = %(key)s;
+
+-- name: load_reply_anywhere
+-- The run's own before the oldest of the others.
+SELECT text, model, stand_in, prompt_tokens, completion_tokens FROM reply WHERE key = %(key)s
+ORDER BY run <> %(run)s, created, run LIMIT 1;
+
+-- name: save_attempt
+-- One line a call to an endpoint.
+INSERT INTO attempt (run, request, door, scope, number, status, began, seconds, prompt_tokens, completion_tokens, usd)
+VALUES (%(run)s, %(request)s, %(door)s, %(scope)s, %(number)s, %(status)s, %(time)s, %(seconds)s, %(prompt_tokens)s,
+    %(completion_tokens)s, %(usd)s);
+
+-- name: attempts
+-- In the order in which they were saved.
+SELECT request, door, scope, number, status, began AS time, seconds, prompt_tokens, completion_tokens, usd
+FROM attempt WHERE run = %(run)s ORDER BY id;
 
 -- name: save_outcome
 -- The first outcome stays.
@@ -266,7 +283,7 @@ WHERE p.run = %(run)s AND p.id = %(id)s;
 
 -- name: said_of
 -- Everything that was said of one rollout, whether or not its reward was made from it.
-SELECT rollout AS rollout_id, judge, dimension, score, rationale, model, stand_in, created FROM evaluation
+SELECT rollout AS rollout_id, judge, dimension, score, rationale, model, stand_in, version, audit, created FROM evaluation
 WHERE run = %(run)s AND rollout = %(id)s ORDER BY index;
 
 -- name: template_chain

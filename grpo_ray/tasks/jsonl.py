@@ -12,6 +12,8 @@ from grpo_ray.errors import ConfigError
 from grpo_ray.types import ANY, Task
 
 SHOWN = 20
+OWN = "jsonl"
+"""The verifier of this file, which needs an answer to compare with."""
 """Problems listed before the rest is only counted."""
 LONGEST = 400
 """Characters of a number."""
@@ -24,7 +26,7 @@ def load_tasks(
     question: str = "question",
     answer: str = "answer",
     task_type: str = ANY,
-    verifier: str = "jsonl",
+    verifier: str = OWN,
 ) -> tuple[Task, ...]:
     """The tasks of the file `path`; `question` and `answer` name the fields, all others become metadata.
 
@@ -108,7 +110,7 @@ def _task(line: str, question: str, answer: str, task_type: str, verifier: str) 
         question=asked,
         answer=reference,
         task_type=task_type,
-        verifier=verifier if reference is not None else None,
+        verifier=verifier if reference is not None or verifier != OWN else None,
         metadata=entry,
     )
 

@@ -21,7 +21,7 @@ from grpo_ray.crew import Contents
 from grpo_ray.launch import open_archive
 from grpo_ray.population import begin
 from grpo_ray.protocols import Archive
-from grpo_ray.recipe import Config, EvolutionSpec, Named, Placement, PlanSpec, Recipe, RunState, SamplingSpec
+from grpo_ray.recipe import Config, EvolutionSpec, JudgeSpec, Named, Placement, PlanSpec, Recipe, RunState, SamplingSpec
 from grpo_ray.storage.embedded import remove
 from grpo_ray.types import Adapter, AdapterBytes, Message, Policy, Prompt, Sampling, Task, TaskSet, Template, Wave
 
@@ -46,7 +46,7 @@ def recipe(steps: int, lag: int) -> Recipe:
         sampling=SamplingSpec(group_size=4, max_tokens=16),
         plan=PlanSpec(tasks=8, templates=2, wave=8),
         generator=Named(name="canned", settings={"seconds": SAMPLE_S}),
-        judges=(Named(name="slow.judge", settings={"seconds": JUDGE_S}),),
+        judges=(JudgeSpec(name="slow.judge", settings={"seconds": JUDGE_S}),),
         trainer=Named(name="canned", settings={"seconds": TRAIN_S}),
         evolution=EvolutionSpec(children=0),
     )

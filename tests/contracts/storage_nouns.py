@@ -1,6 +1,6 @@
 """One small run's nouns, for the storage contract: two seeds and a child, two tasks, groups, evaluations, adapters."""
 
-from grpo_ray.recipe import Named, Recipe, RunState, Weighted
+from grpo_ray.recipe import Named, Recipe, RewardSpec, RunState
 from grpo_ray.types import (
     Adapter,
     AdapterBytes,
@@ -33,8 +33,8 @@ RECIPE = Recipe(
     lag=1,
     tasks=(Named(name="reasoning_gym", settings={"families": {"basic_arithmetic": {"min_terms": 2}}, "size": 40}),),
     rewards=(
-        Weighted(name="verified", weight=0.7),
-        Weighted(name="format", weight=0.3, settings={"words": ["a", "b"]}),
+        RewardSpec(name="verified", weight=0.7, gate=0.5),
+        RewardSpec(name="format", weight=0.3, settings={"words": ["a", "b"]}),
     ),
 )
 CLARITY = Parameter("clarity", (Choice("plain", "Answer."), Choice("long", "Answer with every step shown.")))

@@ -10,6 +10,7 @@ ENTRIES = {
     "tasks": ("load_tasks", [], False),
     "judges": ("judge", ["group", "oracle"], True),
     "rewards": ("reward", ["rollout", "evaluations", "group"], False),
+    "verifiers": ("verify", ["answer", "task"], False),
     "mutations": ("mutate", ["parents", "oracle", "rng"], True),
     "exporters": ("export", ["rows", "path"], False),
 }
@@ -46,3 +47,4 @@ def test_the_bundled_parts_are_there() -> None:
     assert {"rubric", "verifier"} <= set(names("judges"))
     assert {"verified", "judge_score", "format"} <= set(names("rewards"))
     assert "rewrite" in names("mutations")
+    assert {"exact", "numeric", "regex", "json_schema", "math", "python_tests"} <= set(names("verifiers"))

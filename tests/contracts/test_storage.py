@@ -25,7 +25,7 @@ from storage_nouns import (
 from grpo_ray.errors import ConfigError, MissingError, RunLocked
 from grpo_ray.protocols import Archive, Store
 from grpo_ray.storage import embedded, memory, postgres
-from grpo_ray.types import Reply, Score
+from grpo_ray.types import Attempt, Reply, Score
 
 Opened = Callable[[], Awaitable[Archive]]
 HOSTILE = (
@@ -188,6 +188,36 @@ def test_states_are_kept_in_order_and_the_first_of_each_step(storage: Opened, ru
                 state(run, 3, FIRST, CHILD, GRANDCHILD),
             ]
             assert next(row for row in await archive.runs() if row["run"] == run)["finished"] is True
+
+    asyncio.run(main())
+
+
+def test_a_reply_is_found_from_another_run_only_when_asked_for(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (archive, store):
+            await archive.create_run(state(f"{run}-other"))
+            other = await archive.open(f"{run}-other")
+            await store.save_reply(f"{run}-k", Reply("a", "gpt"))
+            assert await other.load_reply(f"{run}-k") is None
+            assert await other.load_reply(f"{run}-k", anywhere=True) == Reply("a", "gpt")
+            await other.save_reply(f"{run}-k", Reply("b", "gpt"))
+            assert await other.load_reply(f"{run}-k", anywhere=True) == Reply("b", "gpt")
+            assert await other.load_reply(f"{run}-none", anywhere=True) is None
+
+    asyncio.run(main())
+
+
+def test_every_call_is_kept_in_order_with_or_without_a_reply(storage: Opened, run: str) -> None:
+    first = Attempt("r1", "host gpt", "3/g-1/rubric", 1, "429", 1.5, 0.25)
+    second = Attempt("r1", "host gpt", "3/g-1/rubric", 2, "ok", 2.5, 1.25, 30, 4, 0.001)
+
+    async def main() -> None:
+        async with begun(storage, run) as (_, store):
+            await store.save_attempts([first])
+            await store.save_reply("k", Reply("a", "gpt"), [second])
+            await store.save_reply("l", Reply("b", "gpt"))
+            await store.save_attempts([])
+            assert await store.attempts() == [first, second]
 
     asyncio.run(main())
 

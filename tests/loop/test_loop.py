@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from grpo_ray.canonical import digest
 from grpo_ray.crew import StoreControl
 from grpo_ray.errors import ConfigError, UnreachableError
 from grpo_ray.protocols import Archive, Generators
-from grpo_ray.recipe import GateSpec, Named, Recipe, RunState
+from grpo_ray.recipe import GateSpec, JudgeSpec, Named, Recipe, RunState
 from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Score, ScoredGroup, Task, Wave
 
 LAGS = pytest.mark.parametrize("lag", [0, 1, 2])
@@ -197,7 +197,7 @@ def test_lost_groups_leave_the_run_going() -> None:
 
 
 def test_a_judge_that_fails_leaves_missing_scores_with_its_reason() -> None:
-    judges = (Named(name="verifier"), Named(name="little.failing"), Named(name="little.raving"))
+    judges = tuple(JudgeSpec(name=name) for name in ("verifier", "little.failing", "little.raving"))
 
     async def groups() -> list[ScoredGroup]:
         state = stage.beginning(stage.recipe(judges=judges, steps=1))
@@ -218,18 +218,18 @@ def test_a_judge_that_fails_leaves_missing_scores_with_its_reason() -> None:
 @pytest.mark.parametrize(("bug", "kind"), [("type", TypeError), ("attribute", AttributeError), ("name", NameError)])
 def test_a_judge_with_a_bug_stops_the_run_and_is_named(bug: str, kind: type[Exception]) -> None:
     with pytest.raises(kind) as caught:
-        asyncio.run(judged(Named(name="little.buggy", settings={"bug": bug})))
+        asyncio.run(judged(JudgeSpec(name="little.buggy", settings={"bug": bug})))
     assert any("in the judge 'little.buggy' (judges.1)" in note for note in caught.value.__notes__)
 
 
 def test_a_judge_that_refuses_its_settings_stops_the_run_and_is_named() -> None:
     with pytest.raises(ConfigError, match=r"judges\.1 \(little\.buggy\): no such bug"):
-        asyncio.run(judged(Named(name="little.buggy", settings={"bug": "settings"})))
+        asyncio.run(judged(JudgeSpec(name="little.buggy", settings={"bug": "settings"})))
 
 
-async def judged(judge: Named) -> None:
+async def judged(judge: JudgeSpec) -> None:
     """One step with the verifier and `judge`."""
-    state = stage.beginning(stage.recipe(judges=(Named(name="verifier"), judge), steps=1))
+    state = stage.beginning(stage.recipe(judges=(JudgeSpec(name="verifier"), judge), steps=1))
     archive = await stage.archive_with(state)
     async with stage.crew_over(archive, state) as crew:
         await conduct(archive, state.run, crew)
@@ -290,7 +290,14 @@ SILENT = stage.TASKS.heldout[:2]
 class Tonguetied(stage.CheckingOracle):
     """Has no verdict on some tasks."""
 
-    async def check(self, task: Task, answers: Sequence[str]) -> list[float | None]:
+    async def check(
+        self,
+        task: Task,
+        answers: Sequence[str],
+        *,
+        verifier: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[float | None]:
         return [None] * len(answers) if task in SILENT else await super().check(task, answers)
 
 

@@ -21,7 +21,7 @@ from grpo_ray.errors import ConfigError, MissingError
 from grpo_ray.launch import open_archive
 from grpo_ray.operations import state_hash
 from grpo_ray.protocols import Archive
-from grpo_ray.recipe import Config, Named, Recipe, RunState
+from grpo_ray.recipe import Config, JudgeSpec, Named, Recipe, RunState
 
 pytestmark = [pytest.mark.ray, pytest.mark.postgres]
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -134,7 +134,7 @@ def test_killing_one_of_two_trainers_begins_their_update_again(
 
 
 def test_a_person_s_fault_in_an_actor_comes_out_bare(cluster_up: None, home: Path) -> None:
-    wrong = recipe(judges=(Named(name="verifyer"),))
+    wrong = recipe(judges=(JudgeSpec(name="verifyer"),))
     with pytest.raises(MissingError, match="did you mean 'verifier'"):
         asyncio.run(on_ray(wrong, "wrong", home))
 

@@ -3,7 +3,7 @@
 import json
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,7 +59,15 @@ class Canned(Oracle):
     def within(self, scope: str) -> "Canned":
         return self
 
-    async def complete(self, messages: Sequence[Message], *, shape: type[Any] | None = None) -> Reply:
+    def at(self, name: str) -> "Canned":
+        return self
+
+    def again(self, times: int) -> "Canned":
+        return self
+
+    async def complete(
+        self, messages: Sequence[Message], *, shape: type[Any] | None = None, nth: int | None = None
+    ) -> Reply:
         self.asked.append(list(messages))
         reply = self.replies.pop(0)
         if isinstance(reply, OracleError):
@@ -73,7 +81,14 @@ class Canned(Oracle):
     async def nearest(self, text: str, *, limit: int = 10) -> list[tuple[str, float]]:
         raise OracleError("nothing canned")
 
-    async def check(self, task: Task, answers: Sequence[str]) -> list[float | None]:
+    async def check(
+        self,
+        task: Task,
+        answers: Sequence[str],
+        *,
+        verifier: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[float | None]:
         self.checked.append(list(answers))
         return list(self.verdicts)
 

@@ -32,7 +32,18 @@ def verify(answer, task):
         bytearray(64 << 30)
     if answer == "keys":
         return float("SECRET_TOKEN" in os.environ)
+    if answer == "nothing":
+        return None
+    if answer == "nap":
+        time.sleep(0.6)
     return {"two": 2.0, "nan": float("nan"), "pid": 0.5}.get(answer, 1.0)
+"""
+
+PATIENT = """
+from wild import checks
+
+def verify(answer, task, *, seconds=2.0):
+    return checks.verify(answer, task)
 """
 
 
@@ -42,6 +53,7 @@ def wild(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "wild" / "__init__.py").write_text("")
     (tmp_path / "wild" / "checks.py").write_text(WILD)
     sys.path.insert(0, str(tmp_path))
+    (tmp_path / "wild" / "patient.py").write_text(PATIENT)
     yield "wild.checks"
     sys.path.remove(str(tmp_path))
 
@@ -125,3 +137,44 @@ def test_close_ends_the_child() -> None:
             os.kill(child.pid, 0)
 
     asyncio.run(main())
+
+
+def test_a_named_verifier_with_settings_comes_before_the_tasks_own() -> None:
+    async def work(checker: Checker) -> None:
+        task = Task("t", "?", "3.14159", verifier="jsonl")
+        said = ["Answer: 3.14", "Answer: 3"]
+        assert await checker.check(task, said) == [0.0, 0.0]
+        assert await checker.check(task, said, verifier="numeric", settings={"absolute": 0.01}) == [1.0, 0.0]
+        assert await checker.check(task, said, verifier="numeric", settings={"absolute": 0.2}) == [1.0, 1.0]
+        assert await checker.check(Task("t", "?"), ["ab"], verifier="regex", settings={"pattern": "b$"}) == [1.0]
+
+    using(Checker(), work)
+
+
+def test_a_pattern_that_never_ends_is_no_verdict() -> None:
+    async def work(checker: Checker) -> None:
+        task = Task("t", "?", metadata={"pattern": "(a+)+$"})
+        said = ["a" * 40 + "!", "aaa"]
+        assert await checker.check(task, said, verifier="regex") == [None, 1.0]
+
+    using(Checker(timeout_s=1.0), work)
+
+
+def test_wrong_settings_and_no_verdict_are_values(wild: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(checker: Checker) -> None:
+        task = Task("t", "?", "4")
+        assert await checker.check(task, ["4"], verifier="jsonl", settings={"case": True}) == [None]
+        assert await checker.check(task, ["nothing"], verifier=wild) == [None]
+
+    using(Checker(), work)
+    assert "unexpected keyword argument 'case'" in caplog.text
+    assert "the verifier gives no verdict" in caplog.text
+
+
+def test_a_verifiers_own_seconds_lengthen_its_check(wild: str) -> None:
+    async def work(checker: Checker) -> None:
+        assert await checker.check(Task("t", "?"), ["nap"], verifier=wild) == [None]
+        assert await checker.check(Task("t", "?"), ["nap"], verifier="wild.patient") == [1.0]
+        assert await checker.check(Task("t", "?"), ["nap"], verifier=wild, settings={"seconds": 5.0}) == [None]
+
+    using(Checker(timeout_s=0.3), work)

@@ -184,7 +184,7 @@ def test_a_dry_run_plans_and_starts_nothing(tmp_path: Path) -> None:
         found = call("run", "-c", config(tmp_path, judges=judges, oracle=oracle), "--dry-run", "--json")
     assert found.exit_code == 0
     plan = json.loads(found.stdout)
-    assert (plan["steps"], plan["prompts"], plan["rollouts"], plan["judge_calls"]) == (2, 12, 48, 12)
+    assert (plan["steps"], plan["prompts"], plan["rollouts"], plan["judge_calls"]) == (2, 12, 48, 48)
     assert plan["tasks"] == {"train": 24, "validation": 6, "heldout": 10}
     assert plan["estimated_usd"] > 0
     assert not (tmp_path / "home").exists()

@@ -3,11 +3,12 @@
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import Canned, group
 
-from grpo_ray.errors import OracleError
+from grpo_ray.errors import ConfigError, OracleError
 from grpo_ray.fenced import fenced, unfenced
 from grpo_ray.judges import rubric, verifier
 from grpo_ray.types import Task
@@ -37,7 +38,8 @@ def test_a_task_without_a_verifier_is_missing_with_the_reason() -> None:
 
 def test_the_rubric_asks_once_and_judges_equal_answers_once() -> None:
     oracle = Canned({"answers": [marks("A1", ("clarity", 5), ("depth", 3)), marks("A2", ("clarity", 1))]})
-    found = asyncio.run(rubric.judge(group("same", "other", "same"), oracle, dimensions=DIMENSIONS))
+    judging = rubric.judge(group("same", "other", "same"), oracle, dimensions=DIMENSIONS, answers_per_call=8)
+    found = asyncio.run(judging)
     assert len(oracle.asked) == 1
     data = unfenced(oracle.asked[0][-1].content)
     assert [one["text"] for one in data["answers"]] == ["same", "other"]
@@ -58,8 +60,42 @@ def test_a_score_off_the_scale_is_missing_not_clipped() -> None:
 
 
 def test_an_endpoint_that_gives_up_leaves_everything_missing_with_its_reason() -> None:
-    found = asyncio.run(rubric.judge(group("x", "y"), Canned(OracleError("can't reach it"))))
+    found = asyncio.run(rubric.judge(group("x", "y"), Canned(*[OracleError("can't reach it")] * 4)))
     assert len(found) == 2 * 4 and all(e.score is None and "can't reach it" in e.rationale for e in found)
+
+
+def test_each_answer_is_judged_without_seeing_another_unless_asked() -> None:
+    oracle = Canned(*({"answers": [marks("A1", ("clarity", score), ("depth", 3))]} for score in (5, 1)))
+    found = asyncio.run(rubric.judge(group("same", "other", "same"), oracle, dimensions=DIMENSIONS))
+    assert [len(unfenced(asked[-1].content)["answers"]) for asked in oracle.asked] == [1, 1]
+    assert [e.score for e in found if e.dimension == "clarity"] == [1.0, 0.0, 1.0]
+
+
+def test_what_got_no_verdict_is_asked_for_again_after_the_others() -> None:
+    good = {"answers": [marks("A1", ("clarity", 5), ("depth", 5))]}
+    oracle = Canned(OracleError("timed out"), good, good)
+    found = asyncio.run(rubric.judge(group("first", "second"), oracle, dimensions=DIMENSIONS))
+    texts = [unfenced(asked[-1].content)["answers"][0]["text"] for asked in oracle.asked]
+    assert texts == ["first", "second", "first"] and all(e.score == 1.0 for e in found)
+
+
+def test_the_scale_of_a_dimension_goes_with_it_in_another_order_for_an_audit() -> None:
+    def dimensions(order: int) -> list[str]:
+        oracle = Canned({"answers": []})
+        asyncio.run(rubric.judge(group("x"), oracle, order=order))
+        data = unfenced(oracle.asked[0][-1].content)
+        assert all(set(one["scale"]) == set(rubric.SCALE) for one in data["dimensions"])
+        return [one["name"] for one in data["dimensions"]]
+
+    assert dimensions(0) == list(rubric.DIMENSIONS) != dimensions(1)
+    assert sorted(dimensions(1)) == sorted(rubric.DIMENSIONS)
+
+
+def test_anchors_that_fit_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"anchors.clearness: there is no such dimension; there are clarity, depth"):
+        rubric.check_settings(dimensions=DIMENSIONS, anchors={"clearness": {"5": "clear"}})
+    with pytest.raises(ConfigError, match=r"anchors.depth: the marks are 1, 2, 3, 4, 5"):
+        rubric.check_settings(dimensions=DIMENSIONS, anchors={"depth": {"6": "deepest"}})
 
 
 def test_the_rationale_comes_before_the_score() -> None:

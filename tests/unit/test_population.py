@@ -1,9 +1,10 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -43,7 +44,15 @@ class SilentOracle(Oracle):
     def within(self, scope: str) -> "SilentOracle":
         return self
 
-    async def complete(self, messages: Sequence[Message], *, shape: type | None = None) -> Reply:
+    def at(self, name: str) -> "SilentOracle":
+        return self
+
+    def again(self, times: int) -> "SilentOracle":
+        return self
+
+    async def complete(
+        self, messages: Sequence[Message], *, shape: type | None = None, nth: int | None = None
+    ) -> Reply:
         raise OracleError("the endpoint is down")
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
@@ -52,7 +61,14 @@ class SilentOracle(Oracle):
     async def nearest(self, text: str, *, limit: int = 10) -> list[tuple[str, float]]:
         return []
 
-    async def check(self, task: Task, answers: Sequence[str]) -> list[float | None]:
+    async def check(
+        self,
+        task: Task,
+        answers: Sequence[str],
+        *,
+        verifier: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[float | None]:
         return [None for _ in answers]
 
 

@@ -1,6 +1,7 @@
 """The bundled rewards, one by one."""
 
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
@@ -62,3 +63,26 @@ def test_the_final_answer_is_what_a_reader_would_take(text: str, answer: str) ->
 @given(st.text(), st.text(alphabet="abc123").filter(bool))
 def test_what_stands_after_the_last_mark_is_the_answer(before: str, answer: str) -> None:
     assert final_answer(f"{before}\nAnswer: {answer}") == marked_answer(f"{before}\nAnswer: {answer}") == answer
+
+
+@pytest.mark.parametrize(("name", "reward"), [("verified", verified), ("judge_score", judge_score), ("format", format)])
+def test_the_working_of_a_reward_ends_in_its_value(name: str, reward: ModuleType) -> None:
+    heard = [said("r-0", "verified", 1.0, "verifier"), said("r-0", "a", 0.25), said("r-0", "b", 1.0)]
+    expected = {
+        "verified": ("mean of verifier 1", 1.0),
+        "judge_score": ("(1·1 (verified) + 3·0.5 (a)) / 4", 0.625),
+        "format": ("0.5·1 (an answer) + 0.5·1 (came to its end)", 1.0),
+    }
+    if name == "judge_score":
+        heard = [said("r-0", "verified", 1.0), said("r-0", "a", 0.5), said("r-0", "b", None), said("r-0", "c", 0.1)]
+        chosen = {"dimensions": {"verified": 1.0, "a": 3.0}}
+    else:
+        chosen = {}
+    assert (reward.working(ROLLOUT, heard, ONE, **chosen), reward.reward(ROLLOUT, heard, ONE, **chosen)) == expected[
+        name
+    ]
+
+
+def test_the_working_of_nothing_says_so() -> None:
+    assert verified.working(ROLLOUT, [], ONE) == "nobody scored 'verified'"
+    assert judge_score.working(ROLLOUT, [], ONE, judge="panel") == "panel scored nothing that counts"

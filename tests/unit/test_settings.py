@@ -136,7 +136,7 @@ def test_names_of_places_are_checked_and_passwords_not_repeated(folder: Path) ->
     message = refusal(folder, "placement.ray=maybe", "placement.storage=embeded", "oracle.base_url=foo")
     assert "placement.ray: expected local, auto, off or HOST:PORT, got 'maybe'" in message
     assert "placement.storage: no such storage; did you mean 'embedded'?" in message
-    assert "oracle.base_url: expected bundled or http(s)://HOST…/v1, got 'foo'" in message
+    assert "oracle.base_url: foo is out of bounds; it must be bundled or http(s)://HOST…/v1" in message
     assert "secretpw" not in refusal(folder, "placement.storage=mysql://me:secretpw@host/db")
     assert (
         load(folder, "placement.ray=ray://head:10001", "placement.storage=my.storage").placement.storage == "my.storage"
@@ -311,6 +311,14 @@ def test_a_wrong_type_leaves_the_places_of_its_neighbours(folder: Path) -> None:
     assert "5 problems" in message
 
 
+def test_oracles_that_are_named_must_be_there_and_in_bounds(folder: Path) -> None:
+    sets = ("oracles.strong.concurrency=0", "judges.0.name=rubric", "judges.0.oracle=strnog", "trust.second=weak")
+    message = refusal(folder, *sets)
+    assert "oracles.strong.concurrency: 0 is out of bounds; it must be 1 or more" in message
+    assert "judges.0.oracle: there is no 'strnog' among oracles; did you mean 'strong'?" in message
+    assert "trust.second: there is no 'weak' among oracles" in message
+
+
 def test_values_out_of_bounds_are_listed(folder: Path) -> None:
     message = refusal(
         folder,
@@ -335,7 +343,7 @@ def test_values_out_of_bounds_are_listed(folder: Path) -> None:
     assert "evolution.mutations: needs at least one entry with a weight above 0" in message
     assert "rewards.0.weight: -1.0 is out of bounds" in message
     assert "plan.templates: templates are told apart on common tasks" in message
-    assert "oracle.usd_per_million: a price must be 0 or more" in message
+    assert "oracle.usd_per_million: (-1.0, 0.0) is out of bounds; it must be prices of 0 or more" in message
     assert "placement.control_port: 70000 is out of bounds; it must be a port, 0 … 65535" in message
 
 

@@ -1,14 +1,15 @@
 """A little run for tests: sums, four templates, canned backends, and an oracle that has no endpoint."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 from grpo_ray.backends import make_generator, make_trainer
 from grpo_ray.continuous import batched
-from grpo_ray.crew import Contents, Desk, LocalGenerators, LocalJudges, LocalTrainers
+from grpo_ray.crew import Contents, Desk, LocalGenerators, LocalTrainers
 from grpo_ray.errors import OracleError
+from grpo_ray.judging import LocalJudges
 from grpo_ray.population import begin
 from grpo_ray.protocols import Archive, Crew
 from grpo_ray.recipe import (
@@ -71,7 +72,15 @@ class CheckingOracle:
     def within(self, scope: str) -> "CheckingOracle":
         return self
 
-    async def complete(self, messages: Sequence[Message], *, shape: type[Any] | None = None) -> Reply:
+    def at(self, name: str) -> "CheckingOracle":
+        return self
+
+    def again(self, times: int) -> "CheckingOracle":
+        return self
+
+    async def complete(
+        self, messages: Sequence[Message], *, shape: type[Any] | None = None, nth: int | None = None
+    ) -> Reply:
         raise OracleError("no endpoint here")
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
@@ -80,7 +89,14 @@ class CheckingOracle:
     async def nearest(self, text: str, *, limit: int = 10) -> list[tuple[str, float]]:
         return []
 
-    async def check(self, task: Task, answers: Sequence[str]) -> list[float | None]:
+    async def check(
+        self,
+        task: Task,
+        answers: Sequence[str],
+        *,
+        verifier: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[float | None]:
         return [verify(answer, task) for answer in answers]
 
 

@@ -1,0 +1,138 @@
+"""The recipe's judges over a group, side by side; and the judges judged: some groups are judged again, and some
+judges are given a canary.
+"""
+
+import asyncio
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from grpo_ray.canaries import CANARIES, passed, planted
+from grpo_ray.canonical import digest, short
+from grpo_ray.errors import ConfigError
+from grpo_ray.protocols import Oracle, Store
+from grpo_ray.recipe import JudgeSpec, Recipe
+from grpo_ray.registry import find
+from grpo_ray.trust import CANARY
+from grpo_ray.types import Evaluation, Group
+
+BUGS = (TypeError, NameError, AttributeError, ImportError)
+"""What no reply and no endpoint brings about: a judge's code is wrong, and the run stops."""
+EXAM = -1
+"""The step of exams, whose answers are no part of what judges are judged by."""
+Judge = Callable[..., Awaitable[Sequence[Evaluation]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One judge of the recipe."""
+
+    place: int
+    spec: JudgeSpec
+    judge: Judge
+    version: str
+
+
+class LocalJudges:
+    """The recipe's judges in this process."""
+
+    def __init__(self, recipe: Recipe, oracle: Oracle, store: Store | None = None) -> None:
+        self._recipe, self._oracle, self._store = recipe, oracle, store
+        self._seats = [_seated(place, spec, recipe) for place, spec in enumerate(recipe.judges)]
+
+    async def evaluate(self, step: int, group: Group) -> tuple[Evaluation, ...]:
+        """Every judge's word on every rollout, in the recipe's order of judges; then what audits said."""
+        said = await asyncio.gather(*(self._ask(seat, step, group) for seat in self._seats))
+        spoke = [seat for seat, some in zip(self._seats, said, strict=True) if any(one.model for one in some)]
+        audits: list[Sequence[Evaluation]] = []
+        if step != EXAM:
+            if chosen(self._recipe.trust.audit, "audit", group):
+                audits = await asyncio.gather(*(self._audit(seat, step, group) for seat in spoke))
+            if chosen(self._recipe.trust.canaries * len(group.rollouts), "canary", group):
+                await asyncio.gather(*(self._plant(seat, step, group) for seat in spoke))
+        return tuple(one for some in (*said, *audits) for one in some)
+
+    async def _ask(
+        self, seat: Seat, step: int, group: Group, audit: str = "", settings: Mapping[str, Any] | None = None
+    ) -> Sequence[Evaluation]:
+        """One judge's word; its fault becomes a value here, and only here."""
+        scope = f"{step}/{group.id}/{seat.place}-{seat.spec.name}{audit and f'-{audit}'}"
+        given = {**seat.spec.settings, **(settings or {})}
+        try:
+            said = await seat.judge(group, self._oracle_of(seat, audit).within(scope), **given)
+            return [replace(one, version=seat.version, audit=audit) for one in checked(said, group)]
+        except ConfigError as fault:
+            raise ConfigError(f"judges.{seat.place} ({seat.spec.name}): {fault}") from fault
+        except BUGS as bug:
+            bug.add_note(f"in the judge {seat.spec.name!r} (judges.{seat.place}), over the group {group.id}")
+            raise
+        except Exception as fault:
+            return missing(group, seat.spec.name, f"{type(fault).__name__}: {fault}")
+
+    def _oracle_of(self, seat: Seat, audit: str) -> Oracle:
+        """The oracle that a judge asks; for a repeat, one that gives no reply twice."""
+        if audit == "second":
+            return self._oracle.at(self._recipe.trust.second)
+        oracle = self._oracle.at(seat.spec.oracle)
+        return oracle.again(1) if audit == "repeat" else oracle
+
+    async def _audit(self, seat: Seat, step: int, group: Group) -> list[Evaluation]:
+        """The same request once more, in another order where the judge knows one, and by the second oracle."""
+        kinds: list[tuple[str, dict[str, Any]]] = [("repeat", {})]
+        if "order" in inspect.signature(seat.judge).parameters:
+            kinds.append(("permuted", {"order": 1 + self._recipe.seed}))
+        if self._recipe.trust.second:
+            kinds.append(("second", {}))
+        said = await asyncio.gather(*(self._ask(seat, step, group, kind, settings) for kind, settings in kinds))
+        return [one for some in said for one in some]
+
+    async def _plant(self, seat: Seat, step: int, group: Group) -> None:
+        """Have one canary judged, and keep what came of it."""
+        canary = CANARIES[draw("kind", group) % len(CANARIES)]
+        said = await self._ask(seat, step, planted(group, canary))
+        if self._store is None or (fooled := passed(said)) is None:
+            return
+        names = {"group": group.id, "judge": said[0].judge, "version": seat.version}
+        detail = {"canary": canary.kind, "passed": fooled, "scores": {one.dimension: one.score for one in said}}
+        await self._store.save_event(step, CANARY, {**names, **detail})
+
+
+def chosen(share: float, purpose: str, group: Group) -> bool:
+    """Whether a group is of that share of all groups; the same answer every time."""
+    return share > 0 and draw(purpose, group) < share * 2**32
+
+
+def draw(purpose: str, group: Group) -> int:
+    """A number from 0 to 2³² − 1 that the group's id and the purpose alone decide."""
+    return int(digest([purpose, group.id])[:8], 16)
+
+
+def _seated(place: int, spec: JudgeSpec, recipe: Recipe) -> Seat:
+    judge = find("judges", spec.name, "judge")
+    return Seat(place, spec, judge, version_of(judge, spec, recipe))
+
+
+def version_of(judge: Judge, spec: JudgeSpec, recipe: Recipe) -> str:
+    """A short hash of what a judge's words depend on: its file, its settings, its model and how that is asked."""
+    asked = recipe.oracles[spec.oracle] if spec.oracle else recipe.oracle
+    how = [asked.model, asked.temperature, asked.reasoning_effort, asked.max_tokens]
+    module = inspect.getmodule(judge)
+    return short("j", [inspect.getsource(module) if module else "", dict(spec.settings), how])
+
+
+def missing(group: Group, judge: str, reason: str) -> tuple[Evaluation, ...]:
+    """No score for any rollout of the group, and why."""
+    return tuple(Evaluation(rollout.id, judge, "all", None, reason) for rollout in group.rollouts)
+
+
+def checked(evaluations: Sequence[Evaluation], group: Group) -> Sequence[Evaluation]:
+    """The evaluations as they are. Raises ValueError for one of another group's rollout, or off the scale."""
+    known = {rollout.id for rollout in group.rollouts}
+    for one in evaluations:
+        if one.rollout_id not in known:
+            raise ValueError(f"an evaluation of {one.rollout_id!r}, which is not of this group")
+        if one.score is not None and not (math.isfinite(one.score) and 0 <= one.score <= 1):
+            raise ValueError(f"a score of {one.score} on {one.dimension!r}; scores go from 0 to 1")
+    return evaluations
