@@ -114,7 +114,18 @@ def _inconsistent(recipe: Recipe) -> Iterator[str]:
             yield from _outside(f"rewards.{place}.{key}", value, isfinite, "a finite number")
     if recipe.evolution.children and recipe.plan.templates < 2:
         yield "plan.templates: templates are told apart on common tasks; it must be 2 or more, or evolution.children 0"
+    yield from _alike(recipe)
     asked = {f"judges.{place}.oracle": judge.oracle for place, judge in enumerate(recipe.judges)}
     for path, name in {**asked, "trust.second": recipe.trust.second}.items():
         if name and name not in recipe.oracles:
             yield f"{path}: there is no {name!r} among oracles{hint(name, list(recipe.oracles))}"
+
+
+def _alike(recipe: Recipe) -> Iterator[str]:
+    """Oracles that would share their replies: these are known by the model and how it is asked, never by URL."""
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, one in [("oracle", recipe.oracle), *_further(recipe)]:
+        key = (one.model, one.temperature, one.reasoning_effort, one.max_tokens)
+        if key in seen:
+            yield f"{name}: asks {one.model!r} as {seen[key]} does, so they would be one; another model, or temperature"
+        seen.setdefault(key, name)

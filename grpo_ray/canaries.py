@@ -66,6 +66,9 @@ def planted(group: Group, canary: Canary) -> Group:
 
 
 def passed(evaluations: Sequence[Evaluation]) -> bool | None:
-    """Whether a judge took the canary for good: its mean score reaches PASSING; None where it gave none."""
-    scores = [one.score for one in evaluations if one.score is not None]
+    """Whether a judge took the canary for good: its mean score reaches PASSING; None where it gave none.
+
+    Of a panel its own marks count, which come first, not its members'.
+    """
+    scores = [one.score for one in evaluations if one.score is not None and one.judge == evaluations[0].judge]
     return sum(scores) / len(scores) >= PASSING if scores else None

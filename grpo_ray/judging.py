@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from grpo_ray.canaries import CANARIES, passed, planted
@@ -14,7 +15,7 @@ from grpo_ray.canonical import digest, short
 from grpo_ray.errors import ConfigError
 from grpo_ray.protocols import Oracle, Store
 from grpo_ray.recipe import JudgeSpec, Recipe
-from grpo_ray.registry import find
+from grpo_ray.registry import find, oracles_of
 from grpo_ray.trust import CANARY
 from grpo_ray.types import Evaluation, Group
 
@@ -83,7 +84,7 @@ class LocalJudges:
         kinds: list[tuple[str, dict[str, Any]]] = [("repeat", {})]
         if "order" in inspect.signature(seat.judge).parameters:
             kinds.append(("permuted", {"order": 1 + self._recipe.seed}))
-        if self._recipe.trust.second:
+        if self._recipe.trust.second and not oracles_of(seat.spec.name, seat.spec.settings):  # panels have their own
             kinds.append(("second", {}))
         said = await asyncio.gather(*(self._ask(seat, step, group, kind, settings) for kind, settings in kinds))
         return [one for some in said for one in some]
@@ -115,11 +116,27 @@ def _seated(place: int, spec: JudgeSpec, recipe: Recipe) -> Seat:
 
 
 def version_of(judge: Judge, spec: JudgeSpec, recipe: Recipe) -> str:
-    """A short hash of what a judge's words depend on: its file, its settings, its model and how that is asked."""
-    asked = recipe.oracles[spec.oracle] if spec.oracle else recipe.oracle
-    how = [asked.model, asked.temperature, asked.reasoning_effort, asked.max_tokens]
+    """A short hash of what a judge's words depend on: code, settings, the files they name, models and how they are asked.
+
+    A judge that asks through another one (its setting `judge`) changes with that one.
+    """
+    asked = [recipe.oracles[name] if name else recipe.oracle for name in (spec.oracle, *_oracles(spec))]
+    how = [[one.model, one.temperature, one.reasoning_effort, one.max_tokens] for one in asked]
+    code = [_source(judge)]
+    if isinstance(below := spec.settings.get("judge"), str):
+        code.append(_source(find("judges", below, "judge")))
+    file = Path(str(spec.settings.get("file", ""))).expanduser()
+    words = file.read_text("utf-8", "replace") if file.is_file() else ""
+    return short("j", code, dict(spec.settings), how, words)
+
+
+def _oracles(spec: JudgeSpec) -> list[str]:
+    return [name for _, name in oracles_of(spec.name, spec.settings)]
+
+
+def _source(judge: Judge) -> str:
     module = inspect.getmodule(judge)
-    return short("j", [inspect.getsource(module) if module else "", dict(spec.settings), how])
+    return inspect.getsource(module) if module else ""
 
 
 def missing(group: Group, judge: str, reason: str) -> tuple[Evaluation, ...]:

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from random import Random
 from statistics import median
 from time import perf_counter, time
@@ -175,11 +175,9 @@ class Endpoint:
         create = self._client.chat.completions.with_raw_response.create
         size = sum(len(message["content"]) for message in said)
         try:
-            answer = await self._asked(
-                lambda: create(model=self.spec.model, messages=said, **options, **form),
-                size,
-                trail,
-            )
+            # As extra_body the form goes past the SDK's copying of it, which takes longer than sending.
+            send = partial(create, model=self.spec.model, messages=said, extra_body=form, **options)
+            answer = await self._asked(send, size, trail)
         except Refused as fault:
             name = objection(str(fault), options)
             if name is None or name in self._unsupported or (name in CAPS and CAPS[name] in self._unsupported):
@@ -285,8 +283,9 @@ def api_key(spec: OracleSpec, base_url: str) -> str:
     return "none" if spec.base_url == "bundled" else find_key(base_url, spec.api_key_env, "oracle.api_key_env")
 
 
+@lru_cache
 def schema_of(shape: type[BaseModel]) -> dict[str, Any]:
-    """The shape's JSON Schema in OpenAI's strict form."""
+    """The shape's JSON Schema in OpenAI's strict form; made once, so not to be changed."""
     return dict(openai.pydantic_function_tool(shape)["function"].get("parameters", {}))
 
 

@@ -48,6 +48,12 @@ def find(folder: str, name: str, entry: str) -> Callable[..., Any]:
     return found
 
 
+def oracles_of(name: str, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(setting, oracle) of each of the recipe's oracles that a judge's settings name, where its file tells."""
+    named = getattr(sys.modules[find("judges", name, "judge").__module__], "oracles_named", None)
+    return named(**settings) if named else []
+
+
 def check_settings(folder: str, name: str, entry: str, settings: Mapping[str, Any]) -> None:
     """Raise ConfigError when `settings` are not what the callable's keyword-only arguments allow, listing all of it.
 

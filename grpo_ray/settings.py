@@ -18,7 +18,7 @@ from grpo_ray.bounds import out_of_bounds
 from grpo_ray.canonical import digest, plain, typed
 from grpo_ray.errors import ConfigError, GrpoRayError
 from grpo_ray.recipe import Config, Named, Placement, Recipe
-from grpo_ray.registry import check_settings, hint, placed
+from grpo_ray.registry import check_settings, hint, oracles_of, placed
 from grpo_ray.scoring import check_reward
 from grpo_ray.wording import shown, worded
 
@@ -325,7 +325,15 @@ def _unfit(recipe: Recipe, folder: str, entry: str, named: Named) -> list[str]:
             check_settings(folder, named.name, entry, {**given, **named.settings})
     except GrpoRayError as error:
         return str(error).splitlines()
-    return []
+    return (
+        []
+        if folder != "judges"
+        else [
+            f"settings.{key}: there is no {one!r} among oracles{hint(one, list(recipe.oracles))}"
+            for key, one in oracles_of(named.name, named.settings)
+            if one not in recipe.oracles
+        ]
+    )
 
 
 def _named(recipe: Recipe) -> Iterator[tuple[str, str, str, Named]]:

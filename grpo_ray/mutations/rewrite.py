@@ -124,7 +124,7 @@ def _shown(prompt: Prompt, scored: ScoredRollout) -> dict[str, Any]:
     feedback = [
         {"dimension": e.dimension, "score": e.score, "rationale": e.rationale}
         for e in scored.evaluations
-        if e.score is not None
+        if e.score is not None and not e.audit and "/" not in e.judge  # neither audits nor a panel's single members
     ]
     answer, reward = scored.rollout.text[:SHOWN], scored.reward.value
     return {"question": prompt.task.question, "answer": answer, "reward": reward, "feedback": feedback}

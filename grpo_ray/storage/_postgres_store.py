@@ -12,6 +12,7 @@ from grpo_ray.registry import hint
 from grpo_ray.storage import _nouns as nouns
 from grpo_ray.storage._database import Database, Session
 from grpo_ray.storage._text import document
+from grpo_ray.storage._together import Together
 from grpo_ray.types import Adapter, AdapterBytes, Attempt, Group, Lesson, LostGroup, Reply, Score, ScoredGroup
 
 END = 2**31 - 1
@@ -24,6 +25,8 @@ class PostgresStore(Store):
     def __init__(self, database: Database, run: str) -> None:
         self.database = database
         self.run = run
+        self._saving = Together(self._save_replies)
+        self._loading = Together(self._load_replies)
 
     async def save_group(self, step: int, group: Group | LostGroup) -> Group | LostGroup:
         async def work(session: Session) -> Group | LostGroup:
@@ -93,18 +96,35 @@ class PostgresStore(Store):
         return [Score(**row) for row in rows]
 
     async def save_reply(self, key: str, reply: Reply, attempts: Sequence[Attempt] = ()) -> Reply:
-        async def work(session: Session) -> Reply:
-            await session.put("save_reply", {"run": self.run, "key": key} | asdict(reply))
-            await session.put("save_attempt", *({"run": self.run} | asdict(one) for one in attempts))
-            (stored,) = await session.all("load_reply", run=self.run, key=key)
-            return Reply(**stored)
+        return await self._saving((key, reply, attempts))
+
+    async def load_reply(self, key: str, *, anywhere: bool = False) -> Reply | None:
+        return await self._loading((key, anywhere))
+
+    async def _save_replies(self, items: list[tuple[str, Reply, Sequence[Attempt]]]) -> list[Reply]:
+        """One transaction for many; what was first under a key comes back."""
+
+        async def work(session: Session) -> list[Reply]:
+            await session.put("save_reply", *({"run": self.run, "key": key} | asdict(one) for key, one, _ in items))
+            attempts = [{"run": self.run} | asdict(one) for _, _, tried in items for one in tried]
+            await session.put("save_attempt", *attempts)
+            rows = await session.all("load_replies", run=self.run, keys=[key for key, _, _ in items])
+            stored = {row.pop("key"): row for row in rows}
+            return [Reply(**stored[key]) for key, _, _ in items]
 
         return await self.database.transact(work)
 
-    async def load_reply(self, key: str, *, anywhere: bool = False) -> Reply | None:
-        statement = "load_reply_anywhere" if anywhere else "load_reply"
-        row = await self.database.transact(lambda session: session.one(statement, run=self.run, key=key))
-        return Reply(**row) if row else None
+    async def _load_replies(self, items: list[tuple[str, bool]]) -> list[Reply | None]:
+        async def work(session: Session) -> list[Reply | None]:
+            mine = await session.all(
+                "load_replies", run=self.run, keys=[key for key, anywhere in items if not anywhere]
+            )
+            shared = [key for key, anywhere in items if anywhere]
+            theirs = await session.all("load_replies_anywhere", run=self.run, keys=shared) if shared else []
+            found = [{row.pop("key"): Reply(**row) for row in rows} for rows in (mine, theirs)]
+            return [found[anywhere].get(key) for key, anywhere in items]
+
+        return await self.database.transact(work)
 
     async def save_attempts(self, attempts: Sequence[Attempt]) -> None:
         rows = [{"run": self.run} | asdict(one) for one in attempts]

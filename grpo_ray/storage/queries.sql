@@ -168,14 +168,15 @@ INSERT INTO reply (run, key, text, model, stand_in, prompt_tokens, completion_to
 VALUES (%(run)s, %(key)s, %(text)s, %(model)s, %(stand_in)s, %(prompt_tokens)s, %(completion_tokens)s)
 ON CONFLICT DO NOTHING;
 
--- name: load_reply
--- By its request, scope and occurrence.
-SELECT text, model, stand_in, prompt_tokens, completion_tokens FROM reply WHERE run = %(run)s AND key = %(key)s;
+-- name: load_replies
+-- By their requests, scopes and occurrences.
+SELECT key, text, model, stand_in, prompt_tokens, completion_tokens FROM reply
+WHERE run = %(run)s AND key = ANY(%(keys)s);
 
--- name: load_reply_anywhere
+-- name: load_replies_anywhere
 -- The run's own before the oldest of the others.
-SELECT text, model, stand_in, prompt_tokens, completion_tokens FROM reply WHERE key = %(key)s
-ORDER BY run <> %(run)s, created, run LIMIT 1;
+SELECT DISTINCT ON (key) key, text, model, stand_in, prompt_tokens, completion_tokens FROM reply
+WHERE key = ANY(%(keys)s) ORDER BY key, run <> %(run)s, created, run;
 
 -- name: save_attempt
 -- One line a call to an endpoint.
