@@ -11,7 +11,7 @@ from typing import Any
 
 from grpo_ray.errors import ConfigError
 from grpo_ray.mlx_core import mx
-from grpo_ray.mlx_math import ON_CPU, exp, swiglu
+from grpo_ray.mlx_math import ON_CPU, exp_under, swiglu
 
 from mlx_lm.models import base  # isort: skip
 from mlx_lm.models.cache import BatchKVCache, ConcatenateKVCache  # isort: skip
@@ -84,7 +84,7 @@ def attend(
     rows, kv_heads, _, size = keys.shape
     queries = queries * scale
     scores = _masked(queries.reshape(rows, kv_heads, -1, size) @ keys.swapaxes(-1, -2), queries, mask)
-    powers = exp(scores - mx.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    powers = exp_under(scores, scores.max(axis=-1, keepdims=True))
     sums = (powers.reshape(rows, kv_heads, -1, keys.shape[2]) @ values).reshape(*queries.shape[:3], -1)
     attended = sums / powers.sum(axis=-1, keepdims=True)
     if isinstance(cache, BatchKVCache) and queries.shape[2] == 1:
@@ -117,8 +117,8 @@ def _after_prompt(queries: mx.array, keys: mx.array, values: mx.array, prompt: P
     far = (folded(queries) @ prompt.keys.swapaxes(-1, -2)).astype(mx.float32)
     near = queries.reshape(rows, kv_heads, -1, size) @ keys.swapaxes(-1, -2)
     near = _masked(near.astype(mx.float32), queries, "causal")
-    top = mx.stop_gradient(mx.maximum(unfolded(far.max(axis=-1, keepdims=True)), near.max(axis=-1, keepdims=True)))
-    far, near = exp(far - folded(top)), exp(near - top)
+    top = mx.maximum(unfolded(far.max(axis=-1, keepdims=True)), near.max(axis=-1, keepdims=True))
+    far, near = exp_under(far, folded(top)), exp_under(near, top)
     total = unfolded(far.sum(axis=-1, keepdims=True)) + near.sum(axis=-1, keepdims=True)
     own = near.astype(values.dtype).reshape(rows, kv_heads, -1, length) @ values
     sums = unfolded(far.astype(values.dtype) @ prompt.values) + own.reshape(*queries.shape[:3], -1)

@@ -23,6 +23,8 @@ TERMS = (0.49999231, 0.16667115, 0.04189016, 0.00831252)
 """e^f = 1 + f + f² · (these, by rising powers of f), fitted to the smallest relative error: 1.0e-7."""
 ONE = 127 << 23
 """The bits of 1.0."""
+NOTHING = -127 * 0.6931471805599453
+"""Taken for all that is LEAST or below: n is -127 then, and the bits of 2^n are those of 0."""
 ON_CPU = mx.default_device() == mx.Device(mx.cpu)
 
 
@@ -38,9 +40,25 @@ def exp(x: mx.array) -> mx.array:
     return result
 
 
+def exp_under(x: mx.array, top: mx.array) -> mx.array:
+    """exp(x - top), in a pass fewer; `top` is a constant to the gradient."""
+    if not ON_CPU:
+        return mx.exp(x - mx.stop_gradient(top))
+    result: Any = _exp_under(x, mx.stop_gradient(top))
+    return result
+
+
 @mx.custom_function
 def _exp(x: mx.array) -> Any:
-    held, rounded = _rounded(x)
+    return _finished(*_rounded(x))
+
+
+@mx.custom_function
+def _exp_under(x: mx.array, top: mx.array) -> Any:
+    return _finished(*_rounded_under(x, top))
+
+
+def _finished(held: mx.array, rounded: mx.array) -> mx.array:
     scale = _power_of_2(rounded.view(mx.int32)).view(mx.float32)
     return _scaled(held, rounded, scale)
 
@@ -50,9 +68,21 @@ def _slope(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
     return cotangent * output
 
 
+@_exp_under.vjp
+def _slope_under(given: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array) -> tuple[mx.array, mx.array]:
+    return cotangent * output, mx.zeros_like(given[1])
+
+
 @shapeless
 def _rounded(x: mx.array) -> tuple[mx.array, mx.array]:
-    held = mx.where(x < LEAST, LEAST, x)
+    held = mx.where(x <= LEAST, NOTHING, x)
+    return held, held * LOG2_E + ROUNDER
+
+
+@shapeless
+def _rounded_under(x: mx.array, top: mx.array) -> tuple[mx.array, mx.array]:
+    held = x - top
+    held = mx.where(held <= LEAST, NOTHING, held)
     return held, held * LOG2_E + ROUNDER
 
 
@@ -68,17 +98,23 @@ def _scaled(held: mx.array, rounded: mx.array, scale: mx.array) -> mx.array:
     f = (held - n * LN2_HIGH) - n * LN2_LOW
     square = f * f
     low, high = (TERMS[i] + TERMS[i + 1] * f for i in (0, 2))
-    return mx.where(held <= LEAST, 0.0, ((1 + f) + square * (low + square * high)) * scale)
+    return ((1 + f) + square * (low + square * high)) * scale
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """SiLU(gate) · x, as mlx-lm's models call it."""
     if not ON_CPU or gate.dtype != mx.float32:
         return nn.silu(gate) * x
-    return _gated(gate, x, exp(-mx.minimum(mx.abs(gate), 80.0)))
+    return _gated(gate, x, exp(_turned(gate)))
 
 
 @shapeless
-def _gated(gate: mx.array, x: mx.array, small: mx.array) -> mx.array:
-    """`small` is exp(-|gate|), which never overflows."""
-    return mx.where(gate < 0, small, 1.0) * gate * x / (1 + small)
+def _turned(gate: mx.array) -> mx.array:
+    """-gate, but no more than exp can take."""
+    return -mx.maximum(gate, -80.0)
+
+
+@shapeless
+def _gated(gate: mx.array, x: mx.array, power: mx.array) -> mx.array:
+    """`power` is exp(-gate). (No choice between two forms by gate's sign: a `where` took longer than all the rest.)"""
+    return gate * x / (1 + power)
