@@ -18,7 +18,7 @@ from actors.control import Control
 from actors.coordinator import Coordinator
 from actors.generator import Generator
 from actors.judge import Judge
-from actors.rate_gate import Gate, RateGate
+from actors.rate_gate import CALLERS, Gate, RateGate
 from actors.trainer import Trainer
 from grpo_ray.backends import LIGHT
 from grpo_ray.continuous import batched
@@ -62,11 +62,11 @@ def assemble(config: Config, run: str, base_url: str, cast: Cast) -> dict[str, A
     recipe, gate, make_crew = config.recipe, Gate(cast.gate), partial(crew, config, run, base_url, cast)
     actors = {
         cast.control: _actor(cast.control, Control, config.placement, resources=HEAD),
-        cast.gate: _actor(cast.gate, RateGate, config, run, resources=HEAD),
+        cast.gate: _actor(cast.gate, RateGate, config, run, resources=HEAD, callers=CALLERS),
         cast.coordinator: _actor(cast.coordinator, Coordinator, config, run, make_crew, resources=HEAD),
     }
     for name in cast.judges:
-        actors[name] = _actor(name, Judge, config, run, base_url, gate, resources=HEAD)
+        actors[name] = _actor(name, Judge, config, run, base_url, gate, resources=HEAD, callers=CALLERS)
     actors |= _generators(config, cast.generators)
     for name in cast.trainers:
         mlx = _mlx(recipe.trainer, TRAINER_MLX)
@@ -79,11 +79,17 @@ def _generators(config: Config, names: Sequence[str]) -> dict[str, ActorHandle]:
     return {name: _actor(name, Generator, config.recipe, num_cpus=1, resources=mlx) for name in names}
 
 
-def _actor(name: str, plain: type, *given: Any, resources: dict[str, float], num_cpus: float = 0) -> ActorHandle:
-    """Begun again whenever it dies. What it was doing then is done again by the pools, which know how."""
+def _actor(
+    name: str, plain: type, *given: Any, resources: dict[str, float], num_cpus: float = 0, callers: int | None = None
+) -> ActorHandle:
+    """Begun again whenever it dies. What it was doing then is done again by the pools, which know how.
+
+    `callers`: how many calls an asynchronous actor has in the air at once (Ray's own: 1000), all of them waiting mostly.
+    """
     kind: Any = ray.remote(plain)
     place = {"num_cpus": num_cpus, "resources": resources, "scheduling_strategy": "SPREAD"}
-    return kind.options(name=name, max_restarts=-1, max_task_retries=0, **place).remote(*given)
+    more = {"max_concurrency": callers} if callers else {}
+    return kind.options(name=name, max_restarts=-1, max_task_retries=0, **place, **more).remote(*given)
 
 
 def _mlx(backend: Named | None, share: float) -> dict[str, float]:

@@ -2,8 +2,13 @@
 it nothing.
 """
 
+import asyncio
+from collections.abc import Awaitable
+
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from actors.calls import answer, insist, watched
 from grpo_ray import gate
@@ -12,6 +17,8 @@ from grpo_ray.recipe import Config
 
 SAID_S = 60.0
 """How long a word that is not waited on, as of what a call came to, may take."""
+CALLERS = 100_000
+"""Calls to the actor at once: those who wait for their turn may not keep those inside from leaving (Ray's own: 1000)."""
 
 
 class RateGate:
@@ -56,12 +63,34 @@ class Gate:
     def __init__(self, name: str) -> None:
         self._name = name
         self._handle: ActorHandle | None = None
+        self._givings: set[asyncio.Task[None]] = set()
 
     async def enter(self, door: str, tokens: int, patience_s: float) -> int:
-        one = self._found()
-        return await insist(
-            "the rate gate", [one], lambda: watched("the rate gate", one, one.enter.remote(door, tokens, patience_s))
-        )
+        one, asked = self._found(), list[ObjectRef[int]]()
+
+        def ask() -> Awaitable[int]:
+            asked.append(one.enter.remote(door, tokens, patience_s))
+            return watched("the rate gate", one, asked[-1])
+
+        try:
+            return await insist("the rate gate", [one], ask)
+        except asyncio.CancelledError:
+            for ref in asked[-1:]:
+                giving = asyncio.create_task(self._give_back(door, ref))
+                self._givings.add(giving)
+                giving.add_done_callback(self._givings.discard)
+            raise
+
+    async def _give_back(self, door: str, ref: ObjectRef[int]) -> None:
+        """Give back what a caller that went away was given, when its turn comes.
+
+        Not by `ray.cancel`: a call that has ended meanwhile then seems cancelled, and its lease is lost.
+        """
+        try:
+            lease = await ref
+        except RayError:
+            return
+        await self.leave(door, lease, gate.Outcome("given_up"))
 
     async def leave(self, door: str, lease: int, outcome: gate.Outcome) -> None:
         await self._say("leave", door, lease, outcome)

@@ -63,7 +63,7 @@ OF_AN_ORACLE: Mapping[str, Bound] = {
     "max_usd": _POSITIVE,
     "requests_per_minute": _POSITIVE,
     "tokens_per_minute": _POSITIVE,
-    "hedge": (lambda value: 0 <= value < 1, "0 (never) or more, below 1"),
+    "hedge": (lambda value: value == 0 or 1 < value < float("inf"), "0 (never), or above 1"),
     "usd_per_million": (lambda prices: all(0 <= price < float("inf") for price in prices), "prices of 0 or more"),
     "base_url": (
         lambda url: url == "bundled" or url.startswith(("http://", "https://")),

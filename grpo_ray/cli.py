@@ -8,7 +8,6 @@ import json
 import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -144,7 +143,7 @@ async def _run(
     async with closing(await opened(settings.placement)) as archive:
         with _joined(settings) as find:
             state = await launch.begun(archive, settings, inputs, resume, fork, terminal.aloud(find))
-            settings, run = replace(settings, recipe=state.recipe), state.run
+            settings, run = launch.reached(settings, state), state.run
             if forecast and not resume:
                 await planning.keep(await archive.open(run), forecast)
             work = partial(_work, settings, archive, run, inputs.tasks)

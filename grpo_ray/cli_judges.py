@@ -1,7 +1,9 @@
 """The commands about judging: what it costs, how a reward came about, how far the judges can be trusted."""
 
 import asyncio
-from typing import Annotated
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +25,7 @@ from grpo_ray.cli_parts import (
     say,
     told,
 )
+from grpo_ray.errors import ConfigError
 
 app = typer.Typer()
 
@@ -85,3 +88,77 @@ def accept_judges(run: Run, as_json: Json = False, home: Home = HOME, storage: S
     with told():
         answer = ask(home, storage, lambda archive: oversight.accept_judges(archive, run, who="command line"))
         say(answer, as_json, lambda value: terminal.facts(run, value))
+
+
+@app.command(name="judge-report")
+def judge_report(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="Write the page here, as HTML.")] = None,
+    as_json: Json = False,
+    home: Home = HOME,
+    storage: Storage = STORAGE,
+) -> None:
+    """How far a run's judges can be trusted: one page, with pictures."""
+    from grpo_ray import judge_page, oversight, terminal
+
+    with told():
+        found = ask(home, storage, lambda archive: oversight.judge_report(archive, run))
+        if out is not None:
+            _write(out, judge_page.page(found))
+        say(found, as_json, lambda _: terminal.shown(judge_page.words(found)))
+
+
+def _write(out: Path, page: str) -> None:
+    try:
+        out.expanduser().write_text(page, "utf-8")
+    except OSError as fault:
+        raise ConfigError(f"can't write {out}: {fault.strerror}; choose another file with --out") from fault
+
+
+@app.command()
+def review(
+    run: Run,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Rollouts to show.")] = 20,
+    as_json: Json = False,
+    home: Home = HOME,
+    storage: Storage = STORAGE,
+) -> None:
+    """What people should look at first, and why."""
+    from grpo_ray import oversight, terminal
+
+    with told():
+        found = ask(home, storage, lambda archive: oversight.review(archive, run, limit=limit))
+        say(found, as_json, lambda value: terminal.shown(terminal.reviews(value)))
+
+
+@app.command()
+def rejudge(
+    run: Run,
+    judge: Annotated[
+        list[str] | None, typer.Option(help="A judge of the recipe; may be repeated. All, if absent.")
+    ] = None,
+    audit: Annotated[
+        Literal["repeat", "permuted", "second", "rejudged"],
+        typer.Option(help="How they are asked; see docs/judging.md."),
+    ] = "repeat",
+    share: Annotated[float, typer.Option(min=0, max=1, help="Of the run's groups.")] = 1.0,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="By the endpoint's Batch API: half the price, up to a day.")
+    ] = False,
+    as_json: Json = False,
+    home: Home = HOME,
+    storage: Storage = STORAGE,
+) -> None:
+    """Have a run's answers judged once more, beside the marks that counted."""
+    from grpo_ray import attended, oversight, secrets_file, terminal
+    from grpo_ray.recipe import Config
+
+    with told():
+        secrets_file.read_secrets(home)
+        how: dict[str, Any] = {"judges": judge or [], "audit": audit, "share": share, "batch": batch}
+        serve = lambda recipe: attended.bundled_server(Config(recipe=recipe))  # noqa: E731
+        say(
+            ask(home, storage, lambda a: oversight.rejudge(a, run, serve=serve, **how)),
+            as_json,
+            partial(terminal.facts, run),
+        )

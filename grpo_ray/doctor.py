@@ -7,10 +7,12 @@ import ctypes.util
 import os
 import platform
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -27,6 +29,8 @@ from grpo_ray.secrets_file import read_secrets
 
 GIB = 1024**3
 PATIENCE_S = 10.0
+NEAR_DAYS = 90
+"""How near an announced end is worth a word."""
 NANO = Path(__file__).parent / "nano"
 SAMPLER = "openai_compatible"
 """The generator that asks an endpoint for rollouts."""
@@ -61,6 +65,9 @@ SAMPLED = Keys("generator", *(f"generator.settings.{key}" for key in ("base_url"
 def endpoints(recipe: Recipe) -> Iterator[tuple[OracleSpec, Keys]]:
     """The endpoints that a run asks: for judging and rewriting, and, where no model of ours samples, for rollouts."""
     yield recipe.oracle, JUDGED
+    for name, oracle in recipe.oracles.items():
+        keys = (f"oracles.{name}.{key}" for key in ("base_url", "model", "api_key_env"))
+        yield oracle, Keys(f"oracle {name}", *keys)
     if recipe.generator.name == SAMPLER:
         given = recipe.generator.settings
         model, key = given.get("served_model") or recipe.model, given.get("api_key_env", "OPENAI_API_KEY")
@@ -230,7 +237,7 @@ def check_key(oracle: OracleSpec, keys: Keys = JUDGED) -> Check:
 async def check_endpoint(oracle: OracleSpec, keys: Keys = JUDGED) -> Check:
     """GET {base_url}/models, as every OpenAI-compatible server answers it; and whether it knows the model."""
     if oracle.base_url == "bundled":
-        return Check("endpoint", True, "the bundled stand-in: it is no real judge", "set oracle.base_url for real work")
+        return Check(keys.name, True, "the bundled stand-in: it is no real judge", f"set {keys.base_url} for real work")
     url = _models_url(oracle)
     try:
         answer = await _ask(oracle, keys)
@@ -245,8 +252,26 @@ async def check_endpoint(oracle: OracleSpec, keys: Keys = JUDGED) -> Check:
     if oracle.model not in models:
         known = ", ".join(sorted(models)[:5]) or "none"
         return Check(keys.name, False, f"{url} has no model {oracle.model!r}", f"set {keys.model}; it has: {known}")
-    ends = models[oracle.model].get("shutdown_date")
-    return Check(keys.name, True, f"{url} has {oracle.model}" + (f", until {ends}" if ends else ""))
+    return _ending(models[oracle.model], f"{url} has {oracle.model}", keys)
+
+
+def _ending(model: Mapping[str, Any], what: str, keys: Keys) -> Check:
+    """Whether the model's end is announced, and how near it is."""
+    left = days_left(model)
+    if left is None:
+        return Check(keys.name, True, what)
+    ends = f"{what}, until {model['shutdown_date']}"
+    if left < 0:
+        return Check(keys.name, False, ends, f"it is past its end; set {keys.model} to another")
+    return Check(keys.name, True, ends, f"set {keys.model} to another by then" if left < NEAR_DAYS else "")
+
+
+def days_left(model: Mapping[str, Any]) -> int | None:
+    """Days to a listed model's `shutdown_date` (ISO 8601), below 0 when it is past; None where none is announced."""
+    try:
+        return (date.fromisoformat(str(model.get("shutdown_date"))[:10]) - date.today()).days
+    except ValueError:
+        return None
 
 
 async def check_reachable(recipe: Recipe) -> None:
@@ -265,6 +290,17 @@ async def check_reachable(recipe: Recipe) -> None:
         if answer.status_code in (401, 403):
             refused = f"{_models_url(endpoint)} refuses the key (HTTP {answer.status_code})"
             raise UnreachableError(f"{refused}; {_endpoint_fix(endpoint, keys)}")
+        if (ended := _ended(answer, endpoint.model)) is not None:
+            raise MissingError(f"{endpoint.model} ended on {ended}, says {_models_url(endpoint)}; set {keys.model}")
+
+
+def _ended(answer: httpx2.Response, model: str) -> str | None:
+    """The date on which the model ended, if the list of models says so."""
+    try:
+        listed = next((one for one in answer.json()["data"] if one["id"] == model), {})
+        return listed["shutdown_date"] if (days_left(listed) or 0) < 0 else None
+    except (ValueError, KeyError, TypeError):  # not every server has such a list
+        return None
 
 
 def _models_url(oracle: OracleSpec) -> str:

@@ -50,12 +50,23 @@ LONGEST_S = 120.0
 
 def retry_after(headers: Mapping[str, str]) -> float:
     """The seconds that a reply asks to wait before the next try (RFC 9110, 10.2.3; `retry-after-ms` goes first); 0: none."""
-    exact, text = headers.get("retry-after-ms", ""), headers.get("retry-after", "").strip()
+    text = headers.get("retry-after", "")
+    milliseconds = _number(headers.get("retry-after-ms", ""))
+    seconds = _number(text) if milliseconds is None else milliseconds / 1000
+    return min(LONGEST_S, max(0.0, _until(text) if seconds is None else seconds))
+
+
+def _number(text: str) -> float | None:
     try:
-        seconds = float(exact) / 1000 if exact else float(text) if text else 0.0
+        return float(text)
     except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-        except ValueError:
-            return 0.0
-    return min(LONGEST_S, max(0.0, seconds))
+        return None
+
+
+def _until(text: str) -> float:
+    """The seconds until an HTTP date; 0 where it is none. One that names no zone is in UTC, as all of them are."""
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return 0.0
+    return ((date if date.tzinfo else date.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()

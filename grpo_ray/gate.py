@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, time_ns
 from typing import Literal, Protocol
 
 from grpo_ray.endpoints import host
@@ -17,7 +17,7 @@ from grpo_ray.recipe import OracleSpec, Recipe
 from grpo_ray.types import Attempt
 
 BREAK_S = 60.0
-"""How long an endpoint without quota is left alone before one more call may try."""
+"""How long an endpoint without quota is left alone before calls may try again."""
 DEAD = 5
 """Failures in a row to reach an endpoint after which its callers take turns."""
 PACE = 0.98
@@ -31,7 +31,8 @@ LEASE_S = 60.0
 
 BUDGET = "budget"
 """The event by which a person allows a door to cost more: {"door", "max_usd"}."""
-Status = Literal["ok", "limited", "unreachable", "quota", "failed"]
+Status = Literal["ok", "limited", "unreachable", "quota", "failed", "given_up"]
+"""given_up: the caller went away first, so that nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,11 @@ class Slots:
         self._best: tuple[int, float] = (0, 0.0)
         self._hold = 0
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a slot."""
+        return len(self._queue)
+
     async def take(self) -> None:
         """Wait, in turn, for a slot."""
         if self.used < self.limit and not self._queue:
@@ -168,6 +174,11 @@ class Slots:
     def free(self) -> None:
         """Give a slot back."""
         self.used -= 1
+        self._wake()
+
+    def widen(self, limit: int) -> None:
+        """Let at least so many in at once."""
+        self.limit = max(self.limit, limit)
         self._wake()
 
     def judge(self, refused: bool, now: float) -> None:
@@ -236,6 +247,8 @@ class Door:
 
     def learn(self, outcome: Outcome, now: float) -> None:
         """Take to heart what one call came to."""
+        if outcome.status == "given_up":
+            return
         self.usd += usd(self.spec, outcome.prompt_tokens, outcome.completion_tokens)
         self.requests.per_minute = (
             self.spec.requests_per_minute or outcome.requests_per_minute or self.requests.per_minute
@@ -246,12 +259,17 @@ class Door:
         if outcome.status == "unreachable":
             self._failed(now)
         elif self.fails:
-            self.slots.limit = max(self.slots.limit, self.slots.ceiling // 2)
-            self.fails = 0
+            self.fails, self.quiet_until = 0, 0.0
+            self.slots.widen(self.slots.ceiling // 2)
         self.slots.judge(outcome.status == "limited", now)
 
     def _failed(self, now: float) -> None:
-        """The callers of an endpoint that seems dead go on trying, one at a time, ever more rarely."""
+        """The callers of an endpoint that seems dead go on trying, one at a time, ever more rarely.
+
+        Calls that were in the air already fail together, and count no further.
+        """
+        if now < self.quiet_until:
+            return
         self.fails += 1
         if self.fails >= DEAD:
             self.slots.limit = 1
@@ -265,7 +283,11 @@ class RateGate:
     doors: dict[str, Door] = field(default_factory=dict)
     leases: dict[int, tuple[str, float]] = field(default_factory=dict)
     """Lease → its door, and when its holder counts as dead."""
-    last: int = 0
+    lease_s: float = LEASE_S
+    last: int = field(default_factory=time_ns)
+    """The newest lease; a gate begun again gives none that the one before it gave."""
+    burial: asyncio.TimerHandle | None = None
+    """When the next holder may be dead: callers who wait for its slot wake nobody by themselves."""
 
     @classmethod
     def of(cls, specs: Mapping[str, OracleSpec], spent: Mapping[str, float] | None = None) -> "RateGate":
@@ -282,7 +304,7 @@ class RateGate:
         """Wait for a turn, at most `patience_s`. Raises Closed, Spent, or KeyError for a door that is not there."""
         one = self.doors[door]
         one.check(monotonic())
-        self._bury(monotonic())
+        self._bury()
         try:
             async with asyncio.timeout(patience_s):
                 await one.slots.take()
@@ -296,7 +318,8 @@ class RateGate:
         except TimeoutError:
             raise Closed(f"{one.spec.model} was busy with other calls for {patience_s:g} s") from None
         self.last += 1
-        self.leases[self.last] = (door, monotonic() + one.spec.timeout_s + LEASE_S)
+        self.leases[self.last] = (door, monotonic() + one.spec.timeout_s + self.lease_s)
+        self._watch()
         return self.last
 
     async def leave(self, door: str, lease: int, outcome: Outcome) -> None:
@@ -313,8 +336,18 @@ class RateGate:
         """USD spent so far, by door."""
         return {name: one.usd for name, one in self.doors.items()}
 
-    def _bury(self, now: float) -> None:
+    def _watch(self) -> None:
+        """Have the dead buried when the next lease runs out."""
+        if self.burial is None and self.leases:
+            due = min(until for _, until in self.leases.values()) - monotonic()
+            self.burial = asyncio.get_running_loop().call_later(max(0.0, due), self._bury)
+
+    def _bury(self) -> None:
         """Free the slots of callers that died with a call in the air."""
-        for lease in [lease for lease, (_, until) in self.leases.items() if until < now]:
+        if self.burial:
+            self.burial.cancel()
+            self.burial = None
+        for lease in [lease for lease, (_, until) in self.leases.items() if until <= monotonic()]:
             door, _ = self.leases.pop(lease)
             self.doors[door].slots.free()
+        self._watch()

@@ -149,3 +149,9 @@ def over_steps(steps: Sequence[Numbers]) -> Markup:
 def latency(costs: Numbers) -> Markup:
     bins = [(f"<{one['high']:g}" if one["high"] else f"≥{one['low']:g}", one["count"]) for one in costs["latency"]]
     return pictures.histogram(bins, "How many calls took how many seconds", width=460)
+
+
+def words(report: Mapping[str, Any]) -> str:
+    """The verdict alone, as plain text: a paragraph for each thing it is about."""
+    parts = [[*([f"{one['about']}:"] if one["about"] else []), *one["words"]] for one in report["verdict"]]
+    return "\n\n".join(" ".join(part) for part in parts)

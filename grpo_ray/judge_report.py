@@ -6,25 +6,26 @@ the judge's and the dimension's name, so the same groups make the same report.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from grpo_ray.agreement import icc, krippendorff_alpha, repeat_noise, verifier_agreement
-from grpo_ray.blending import blend, counted
 from grpo_ray.calibration import classical_mean, cross_fitted_gain, isotonic, powered_mean
 from grpo_ray.canonical import digest, plain
-from grpo_ray.judge_bias import Finding, alarms, biases, noisy_dimensions, phrase_columns
+from grpo_ray.judge_bias import Finding, alarms, biases, noisy_dimensions, phrase_columns, position_preference
 from grpo_ray.judge_costs import costs
-from grpo_ray.judge_sheet import PERSON, Array, Sheet, mean_of, places_in_request, sheet
+from grpo_ray.judge_effects import accuracy, over_steps, panels, reward_noise
+from grpo_ray.judge_sheet import Array, Sheet, mean_of, places_in_request, sheet
 from grpo_ray.judge_verdict import verdict, worth_of
+from grpo_ray.judges.listwise import DIMENSION, first_place_wins
 from grpo_ray.recipe import Recipe
-from grpo_ray.scoring import finite, find_reward, is_trl
-from grpo_ray.trust import ACCEPTED, ALARM, CANARY, HELD, wilson_low
-from grpo_ray.types import Attempt, Evaluation, Lesson, Reward, ScoredGroup, ScoredRollout
+from grpo_ray.trust import ACCEPTED, ALARM, CANARY, HELD, open_alarms, wilson_low
+from grpo_ray.types import Attempt, Evaluation, Lesson, ScoredGroup
 
 PHRASES = ("Thought process:", "I am confident", "step by step", "as an expert", "score 5", "full marks", "\n#")
 """Openers, claims and decorations that have fooled judges (arXiv 2507.08794), looked for in any case."""
@@ -54,7 +55,7 @@ class Saved:
 
 
 def judge_report(saved: Saved) -> Numbers:
-    """The report of a run: see docs/rewards.md for each number; `verdict` says in words what it comes to."""
+    """The report of a run, JSON-able; `verdict` says in words what it comes to, by what the words are about."""
     found = sheet(saved.steps)
     bars = {"alpha": saved.recipe.trust.min_alpha, "false_positives": saved.recipe.trust.max_false_positives}
     report: Numbers = {
@@ -67,12 +68,13 @@ def judge_report(saved: Saved) -> Numbers:
         "bars": bars,
         "judges": [_judge(found, judge, saved) for judge in found.model_judges],
         "others": [_other(found, judge) for judge in found.said if judge not in found.model_judges],
-        "panels": _panels(found),
-        "accuracy": _accuracy(found),
-        "reward": _reward_noise(saved),
+        "panels": panels(found),
+        "accuracy": accuracy(found),
+        "reward": reward_noise(saved.steps, saved.recipe),
         "costs": costs(saved.attempts, saved.lessons, saved.outcome),
-        "over_steps": _over_steps(found),
+        "over_steps": over_steps(found),
         "alarms": _told(saved.events, ALARM),
+        "open_alarms": open_alarms(saved.events),
         "accepted": _told(saved.events, ACCEPTED),
     }
     return plain(report | {"verdict": verdict(report)})
@@ -91,6 +93,7 @@ def _judge(found: Sheet, judge: str, saved: Saved) -> Numbers:
     dimensions = [_dimension(found, judge, name, saved) for name in found.dimensions(judge)]
     return {
         "judge": judge,
+        "member_of": panel if (panel := judge.rpartition("/")[0]) in found.said else None,
         "models": sorted({e.model for _, e in said if e.model}),
         "stand_in": any(e.stand_in for _, e in said),
         "versions": [_version(found, judge, version) for version in versions] if len(versions) > 1 else [],
@@ -111,7 +114,7 @@ def _counts_not(e: Evaluation) -> bool:
 
 
 def _dimension(found: Sheet, judge: str, name: str, saved: Saved) -> Numbers:
-    marks = found.marks[judge, name, ""]
+    marks = found.column(judge, name)
     said = [e for _, e in found.said[judge] if e.dimension == name and not _counts_not(e)]
     held = sorted({int(found.steps[row]) for row, e in found.said[judge] if e.dimension == name and e.audit == HELD})
     numbers = {
@@ -138,8 +141,8 @@ def _version(found: Sheet, judge: str, version: str) -> Numbers:
         "dimensions": [
             {
                 "dimension": name,
-                "marks": int(np.isfinite(found.marks[judge, name, ""][kept]).sum()),
-                "mean": _value(classical_mean(found.marks[judge, name, ""][kept]).value),
+                "marks": int(np.isfinite(found.column(judge, name)[kept]).sum()),
+                "mean": _value(classical_mean(found.column(judge, name)[kept]).value),
                 "alpha": krippendorff_alpha(_raters(found, judge, name)[:, kept]),
             }
             for name in found.dimensions(judge)
@@ -154,18 +157,18 @@ def _missing(said: Sequence[Evaluation]) -> Numbers:
     return {"count": len(said), "reasons": [{"why": why, "count": count} for why, count in top]}
 
 
-def distribution(marks: Array) -> list[Numbers]:
+def distribution(marks: ArrayLike) -> list[Numbers]:
     """How often each mark was given; ten equal bins from 0 to 1 where more than LEVELS different ones were."""
-    levels, counts = np.unique(marks, return_counts=True)
+    levels, counts = np.unique(np.asarray(marks, float), return_counts=True)
     if len(levels) <= LEVELS:
         return [{"low": float(a), "high": float(a), "count": int(n)} for a, n in zip(levels, counts, strict=True)]
-    counts, edges = np.histogram(marks, bins=10, range=(0, 1))
+    counts, edges = np.histogram(np.asarray(marks, float), bins=10, range=(0, 1))
     ends = zip(edges[:-1], edges[1:], counts, strict=True)
     return [{"low": round(float(a), 9), "high": round(float(b), 9), "count": int(n)} for a, b, n in ends]
 
 
 def _raters(found: Sheet, judge: str, name: str) -> Array:
-    return np.array([found.marks[judge, name, audit] for audit in ("", *found.audits(judge, name))])
+    return np.array([found.column(judge, name, audit) for audit in ("", *found.audits(judge, name))])
 
 
 def _agreement(found: Sheet, judge: str, name: str) -> Numbers | None:
@@ -177,7 +180,7 @@ def _agreement(found: Sheet, judge: str, name: str) -> Numbers | None:
     given: Numbers = {"groups": found.groups, "draws": DRAWS}
     repeats = table[[0, 1 + audits.index("repeat")]] if "repeat" in audits else np.full((2, table.shape[1]), np.nan)
     return {
-        "audits": {audit: int(np.isfinite(found.marks[judge, name, audit]).sum()) for audit in audits},
+        "audits": {audit: int(np.isfinite(found.column(judge, name, audit)).sum()) for audit in audits},
         "alpha": krippendorff_alpha(table, rng=_rng(judge, name, "alpha"), **given),
         "alpha_ordinal": krippendorff_alpha(table, "ordinal").value,
         "alpha_by_audit": {a: krippendorff_alpha(table[[0, 1 + i]]).value for i, a in enumerate(audits)},
@@ -200,8 +203,8 @@ def _against_verdicts(marks: Array, found: Sheet, *names: str) -> Numbers | None
 def _bias(found: Sheet, judge: str, recipe: Recipe) -> Numbers:
     """Findings on every dimension, and the alarms that stand after correction for all of them.
 
-    Alarms need a verifier's verdicts as the truth: other judges miss some of the quality, and what they miss goes
-    with length.
+    `sure` is whether verifiers' verdicts hold the quality. Other judges miss some of it, and what they miss goes with
+    length; then a judge without any bias can raise an alarm.
     """
     kind, truth = _truth(found, judge)
     columns = phrase_columns([f"\n{one.rollout.text}" for one in found.rollouts], PHRASES)
@@ -210,7 +213,7 @@ def _bias(found: Sheet, judge: str, recipe: Recipe) -> Numbers:
     found_all: list[Finding] = []
     for name in found.dimensions(judge):
         found_all += biases(
-            found.marks[judge, name, ""],
+            found.column(judge, name),
             found.groups,
             truth=truth,
             length=found.lengths,
@@ -218,9 +221,10 @@ def _bias(found: Sheet, judge: str, recipe: Recipe) -> Numbers:
             features=style | features,
             dimension=name,
         )
-    found_all += _noise(found, judge)
+    found_all += [*_noise(found, judge), *_preference(found, judge, recipe)]
     return {
         "truth": kind,
+        "sure": kind == "verifiers",
         "findings": [plain(one) for one in found_all if one.kind != "truth"],
         "alarms": [plain(one) for one in alarms([one for one in found_all if one.kind != "truth"])],
         "phrases_absent": sorted(PHRASE_NAMES.get(phrase, phrase) for phrase in PHRASES if not columns[phrase].any()),
@@ -254,8 +258,17 @@ def _noise(found: Sheet, judge: str) -> Sequence[Finding]:
     if len(repeated) < 2:
         return ()
     return noisy_dimensions(
-        {name: np.array([found.marks[judge, name, ""], found.marks[judge, name, "repeat"]]) for name in repeated}
+        {name: np.array([found.column(judge, name), found.column(judge, name, "repeat")]) for name in repeated}
     )
+
+
+def _preference(found: Sheet, judge: str, recipe: Recipe) -> Sequence[Finding]:
+    """Whether a judge that compares answers prefers the first place."""
+    specs = [spec for spec in recipe.judges if spec.name == "listwise"]
+    if judge not in {spec.settings.get("name", "listwise") for spec in specs}:
+        return ()
+    wins = first_place_wins(e.rationale for _, e in found.said[judge] if not e.audit)
+    return (position_preference(*wins, DIMENSION),)
 
 
 # ── canaries, calibration ─────────────────────────────────────────────────────────────────────────────────────────
@@ -309,3 +322,31 @@ def _mean(values: Array, groups: Array) -> Numbers:
 
 def _value(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
+
+
+# ── the rest ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _other(found: Sheet, judge: str) -> Numbers:
+    """A judge that asks no model, by rule or a person: what it gave, without a word on trust."""
+    said = [e for _, e in found.said[judge]]
+    return {
+        "judge": judge,
+        "dimensions": [
+            {
+                "dimension": name,
+                "marks": sum(e.score is not None for e in said if e.dimension == name),
+                "missing": _missing([e for e in said if e.dimension == name and e.score is None]),
+                "mean": _value(classical_mean(_scores(said, name)).value),
+            }
+            for name in sorted({e.dimension for e in said})
+        ],
+    }
+
+
+def _scores(said: Sequence[Evaluation], name: str) -> Array:
+    return np.array([e.score for e in said if e.dimension == name and e.score is not None], float)
+
+
+def _told(events: Sequence[Mapping[str, Any]], kind: str) -> list[Numbers]:
+    return [{"step": one["step"], **one["detail"]} for one in events if one["kind"] == kind]

@@ -51,8 +51,8 @@ class LocalJudges:
         if step != EXAM:
             if chosen(self._recipe.trust.audit, "audit", group):
                 audits = await asyncio.gather(*(self._audit(seat, step, group) for seat in spoke))
-            if chosen(self._recipe.trust.canaries * len(group.rollouts), "canary", group):
-                await asyncio.gather(*(self._plant(seat, step, group) for seat in spoke))
+            if self._store and chosen(self._recipe.trust.canaries * len(group.rollouts), "canary", group):
+                await asyncio.gather(*(self._plant(seat, step, group, self._store) for seat in spoke))
         return tuple(one for some in (*said, *audits) for one in some)
 
     async def _ask(
@@ -62,15 +62,15 @@ class LocalJudges:
         scope = f"{step}/{group.id}/{seat.place}-{seat.spec.name}{audit and f'-{audit}'}"
         given = {**seat.spec.settings, **(settings or {})}
         try:
-            said = await seat.judge(group, self._oracle_of(seat, audit).within(scope), **given)
-            return [replace(one, version=seat.version, audit=audit) for one in checked(said, group)]
+            said = checked(await seat.judge(group, self._oracle_of(seat, audit).within(scope), **given), group)
         except ConfigError as fault:
             raise ConfigError(f"judges.{seat.place} ({seat.spec.name}): {fault}") from fault
         except BUGS as bug:
             bug.add_note(f"in the judge {seat.spec.name!r} (judges.{seat.place}), over the group {group.id}")
             raise
         except Exception as fault:
-            return missing(group, seat.spec.name, f"{type(fault).__name__}: {fault}")
+            said = missing(group, seat.spec.name, f"{type(fault).__name__}: {fault}")
+        return [replace(one, version=seat.version, audit=audit) for one in said]
 
     def _oracle_of(self, seat: Seat, audit: str) -> Oracle:
         """The oracle that a judge asks; for a repeat, one that gives no reply twice."""
@@ -89,15 +89,15 @@ class LocalJudges:
         said = await asyncio.gather(*(self._ask(seat, step, group, kind, settings) for kind, settings in kinds))
         return [one for some in said for one in some]
 
-    async def _plant(self, seat: Seat, step: int, group: Group) -> None:
+    async def _plant(self, seat: Seat, step: int, group: Group, store: Store) -> None:
         """Have one canary judged, and keep what came of it."""
         canary = CANARIES[draw("kind", group) % len(CANARIES)]
         said = await self._ask(seat, step, planted(group, canary))
-        if self._store is None or (fooled := passed(said)) is None:
+        if (fooled := passed(said)) is None:
             return
         names = {"group": group.id, "judge": said[0].judge, "version": seat.version}
         detail = {"canary": canary.kind, "passed": fooled, "scores": {one.dimension: one.score for one in said}}
-        await self._store.save_event(step, CANARY, {**names, **detail})
+        await store.save_event(step, CANARY, {**names, **detail})
 
 
 def chosen(share: float, purpose: str, group: Group) -> bool:

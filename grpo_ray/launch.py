@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, RecipeChang
 from grpo_ray.operations import which
 from grpo_ray.population import begin, fits, plan_waves, unfit
 from grpo_ray.protocols import Archive, Embedder, Store
-from grpo_ray.recipe import Config, JudgeSpec, Placement, Recipe, RunState
+from grpo_ray.recipe import HOW, Config, JudgeSpec, Placement, Recipe, RunState
 from grpo_ray.settings import misplaced
 from grpo_ray.types import Policy, Sampling, SlotsFound, Task, TaskSet, Template, Wave
 
@@ -275,18 +276,31 @@ async def start(archive: Archive, config: Config, inputs: Inputs) -> RunState:
 async def take_up(archive: Archive, run: str, config: Config) -> RunState:
     """The newest state of a run. Raises RecipeChanged, naming the keys, when the config is another one than its own.
 
-    Slots that the config leaves open are those that were found when the run began.
+    Slots that the config leaves open are those that were found when the run began. How its oracles are reached and
+    paid (`recipe.HOW`) may change.
     """
     state = await newest(await archive.open(run), run)
     slots = state.recipe.sampling.slots
     recipe = config.recipe if slots == "auto" else numbered(config.recipe, slots)
-    if changed := different(plain(state.recipe), plain(recipe)):
+    if changed := [key for key in different(plain(state.recipe), plain(recipe)) if not _only_how(key)]:
         raise RecipeChanged(
             f"run {run} began with another recipe; changed: {', '.join(changed)}. Put them back, "
             f"or go on under the new one as a new run: --fork {run} in place of --resume {run}"
         )
     await archive.want(run, "run", "command line")
     return state
+
+
+def _only_how(key: str) -> bool:
+    """Whether a dotted key of a recipe is one of `recipe.HOW`, of whichever oracle."""
+    parts = key.split(".")
+    return parts[0] in ("oracle", "oracles") and re.sub(r"\W.*", "", parts[-1]) in HOW
+
+
+def reached(config: Config, state: RunState) -> Config:
+    """The config of a run that was begun or taken up: the state's recipe, with its oracles as the config reaches them."""
+    recipe = replace(state.recipe, oracle=config.recipe.oracle, oracles=config.recipe.oracles)
+    return replace(config, recipe=recipe)
 
 
 async def fork(archive: Archive, run: str, config: Config) -> RunState:

@@ -6,16 +6,16 @@ Every try passes the gate and leaves an Attempt.
 """
 
 import asyncio
-import json
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from random import Random
 from statistics import median
 from time import perf_counter, time
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
@@ -24,7 +24,19 @@ from pydantic import BaseModel
 from grpo_ray.endpoints import brief, find_key, is_local, sendable
 from grpo_ray.errors import MissingError, OracleError, UnreachableError
 from grpo_ray.gate import Gate, Outcome, RateGate, door_of, usd
-from grpo_ray.llm_replies import Again, Refused, explain, finished, limits, used
+from grpo_ray.llm_replies import (
+    Again,
+    Refused,
+    choice_of,
+    explain,
+    finished,
+    limits,
+    parsed,
+    refusal_of,
+    text_of,
+    used,
+    vectors,
+)
 from grpo_ray.profiles import CAPS, objection, parameters
 from grpo_ray.recipe import OracleSpec
 from grpo_ray.registry import hint
@@ -34,12 +46,17 @@ from grpo_ray.types import Attempt, Message, Reply
 RETRIES = 4
 """Of 408, 409, 429, 5xx, lost connections, time-outs and bodies that are no JSON."""
 PAUSES = (0.5, 8.0)
-"""Seconds before the first and the latest of them at most, doubled between; what Retry-After says (≤ 120 s) goes first."""
+"""Seconds before the first and the latest of them at most, doubled between; never less than Retry-After says (≤ 120 s)."""
 STAND_IN = "stand-in"
 """The `system_fingerprint` by which a server says that it is no real model."""
 EMBED_BATCH = 256
+SECRET = 8
+"""Characters from which a key is worth hiding: `none` is not."""
+PATIENCE_S = 86400.0
+"""How long a call may wait for its turn: a slow endpoint is no fault."""
 KNOWN = 16
 """Replies after which it is known how long one takes."""
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -49,6 +66,8 @@ class Trail:
     request: str = ""
     scope: str = ""
     attempts: list[Attempt] = field(default_factory=list)
+    timer: asyncio.Timeout | None = None
+    """The deadline of the whole, which stands still while a try waits for its turn."""
 
 
 Send = Callable[[], Awaitable[Any]]
@@ -58,11 +77,19 @@ Send = Callable[[], Awaitable[Any]]
 class Endpoint:
     """One endpoint, as `spec` describes it, at `base_url` (where `spec` says `bundled`, the running server's)."""
 
-    def __init__(self, spec: OracleSpec, *, base_url: str, gate: Gate | None = None, retries: int = RETRIES) -> None:
+    def __init__(
+        self,
+        spec: OracleSpec,
+        *,
+        base_url: str,
+        gate: Gate | None = None,
+        retries: int = RETRIES,
+        pauses: tuple[float, float] = PAUSES,
+    ) -> None:
         self.spec, self.base_url, self.door = spec, base_url, door_of(spec, base_url)
         self._client = connect(spec, base_url)
         self._gate = gate or RateGate.of({self.door: spec})
-        self._retries, self._jitter = retries, Random(0)
+        self._retries, self._pauses, self._jitter = retries, pauses, Random(0)
         self._rung, self._ignored = 0, 0
         self._unsupported: set[str] = set()
         self._recent: deque[float] = deque(maxlen=64)
@@ -73,11 +100,7 @@ class Endpoint:
     ) -> Reply:
         """One reply; with `shape` its text is JSON that `shape` has accepted. Raises OracleError."""
         said, trail = [{"role": m.role, "content": sendable(m.content)} for m in messages], trail or Trail()
-        try:
-            async with asyncio.timeout(self.spec.deadline_s):
-                return await (self._formed(said, shape, trail) if shape else self._free(said, trail))
-        except TimeoutError:
-            raise OracleError(f"no reply within {self.spec.deadline_s:g} s in all; see oracle.deadline_s") from None
+        return await self._in_time(self._formed(said, shape, trail) if shape else self._free(said, trail), trail)
 
     async def embed(self, texts: Sequence[str], trail: Trail | None = None) -> list[list[float]]:
         """One unit vector a text. Raises OracleError, also where the recipe names no embedding model."""
@@ -85,13 +108,12 @@ class Endpoint:
         if not model:
             raise OracleError("no embeddings: set oracle.embedding_model to a model that the endpoint serves")
         found: list[list[float]] = []
+        trail = trail or Trail()
         for start in range(0, len(texts), EMBED_BATCH):
             batch = [sendable(text) for text in texts[start : start + EMBED_BATCH]]
             create = partial(self._client.embeddings.with_raw_response.create, model=model, encoding_format="float")
-            answer = await self._asked(partial(create, input=batch), sum(map(len, batch)), trail or Trail())
-            if len(answer.data or []) != len(batch):
-                raise OracleError(f"{self.base_url} sent {len(answer.data or [])} embeddings for {len(batch)} texts")
-            found += [unit(item.embedding) for item in sorted(answer.data, key=lambda item: item.index)]
+            asked = self._asked(partial(create, input=batch), sum(map(len, batch)), trail)
+            found += map(unit, vectors(await self._in_time(asked, trail), len(batch), self.base_url))
         return found
 
     async def probe(self) -> dict[str, str | None]:
@@ -103,7 +125,7 @@ class Endpoint:
             listed = await self._asked(self._client.models.with_raw_response.list, 0, Trail())
         except OracleError as fault:
             raise UnreachableError(str(fault)) from fault
-        models = {str(model.id): getattr(model, "shutdown_date", None) for model in listed.data or []}
+        models = {str(model.id): getattr(model, "shutdown_date", None) for model in getattr(listed, "data", None) or []}
         if self.spec.model not in models:
             raise MissingError(
                 f"{self.base_url} serves no model {self.spec.model!r}{hint(self.spec.model, sorted(models))}"
@@ -112,6 +134,14 @@ class Endpoint:
 
     async def close(self) -> None:
         await self._client.close()
+
+    async def _in_time(self, work: Awaitable[T], trail: Trail) -> T:
+        """What `work` comes to within the deadline, for which waiting for a turn does not count."""
+        try:
+            async with asyncio.timeout(self.spec.deadline_s) as trail.timer:
+                return await work
+        except TimeoutError:
+            raise OracleError(f"no reply within {self.spec.deadline_s:g} s in all; see oracle.deadline_s") from None
 
     # ── shapes ──
 
@@ -180,23 +210,22 @@ class Endpoint:
             answer = await self._asked(send, size, trail)
         except Refused as fault:
             name = objection(str(fault), options)
-            if name is None or name in self._unsupported or (name in CAPS and CAPS[name] in self._unsupported):
-                raise
+            if name is None or CAPS.get(name) in self._unsupported:
+                raise  # calls in the air meet the same refusal: that a name is known already is no reason to give up
             self._unsupported.add(name)
             return await self._say(said, trail, **form)
         return self._read(answer)
 
     def _read(self, answer: Any) -> tuple[Reply, str]:
-        if not getattr(answer, "choices", None):
+        if (choice := choice_of(answer)) is None:
             raise OracleError(f"{self.base_url} did not send a chat completion; does the URL end in /v1?")
-        choice, tokens = answer.choices[0], used(answer)
-        if not choice.message.content:
-            why = getattr(choice.message, "refusal", None) or f"an empty reply (finish_reason {choice.finish_reason})"
+        tokens, finish = used(answer), str(getattr(choice, "finish_reason", None) or "")
+        if not (text := text_of(choice)):
+            why = refusal_of(choice) or f"an empty reply (finish_reason {finish})"
             raise OracleError(f"{self.spec.model} did not answer: {brief(why)}")
         self._reply_tokens += 0.1 * (tokens[1] - self._reply_tokens)
         stand_in = getattr(answer, "system_fingerprint", None) == STAND_IN
-        reply = Reply(choice.message.content, answer.model or self.spec.model, stand_in, *tokens)
-        return reply, choice.finish_reason or ""
+        return Reply(text, str(getattr(answer, "model", None) or self.spec.model), stand_in, *tokens), finish
 
     async def _asked(self, send: Send, size: int, trail: Trail) -> Any:
         """What the endpoint answers, after as many tries as it takes. Raises OracleError."""
@@ -206,7 +235,7 @@ class Endpoint:
             except Again as fault:
                 if number > self._retries:
                     raise OracleError(f"{fault} ({number} tries)" if number > 1 else str(fault)) from fault
-                pause = min(PAUSES[1], PAUSES[0] * 2 ** (number - 1)) * self._jitter.uniform(0.5, 1.0)
+                pause = min(self._pauses[1], self._pauses[0] * 2 ** (number - 1)) * self._jitter.uniform(0.5, 1.0)
                 await asyncio.sleep(max(pause, fault.after_s))
         raise AssertionError("the last try returns or raises")
 
@@ -235,21 +264,22 @@ class Endpoint:
     async def _try(self, send: Send, size: int, trail: Trail, number: int, entered: asyncio.Event) -> Any:
         """One call: through the gate, sent, read, written down. Raises Again, Refused or OracleError."""
         spec, guess = self.spec, int(size / 4 + self._reply_tokens)
-        lease = await self._gate.enter(self.door, guess, spec.deadline_s)
+        with _standing_still(trail.timer):
+            lease = await self._gate.enter(self.door, guess, PATIENCE_S)
         entered.set()
         began, clock = time(), perf_counter()
-        status, outcome, tokens = "given_up", Outcome("failed"), (0, 0)
+        status, outcome, tokens = "given_up", Outcome("given_up"), (0, 0)
         try:
             async with asyncio.timeout(spec.timeout_s):
                 raw = await send()
-            answer = raw.parse()
+            answer = parsed(raw)
             status, tokens = finished(answer), used(answer)
             outcome = Outcome("ok", *tokens, **limits(raw.headers))
             self._recent.append(perf_counter() - clock)
             return answer
-        except (openai.OpenAIError, json.JSONDecodeError, TimeoutError) as fault:
+        except (openai.OpenAIError, TimeoutError) as fault:
             status, outcome, error = explain(fault, spec, self.base_url)
-            raise error from fault
+            raise masked(error, str(self._client.api_key)) from fault
         finally:
             seconds = perf_counter() - clock
             cost = usd(spec, *tokens)
@@ -257,6 +287,28 @@ class Endpoint:
                 Attempt(trail.request, self.door, trail.scope, number, status, began, seconds, *tokens, cost)
             )
             await self._gate.leave(self.door, lease, outcome)
+
+
+def masked(error: OracleError, key: str) -> OracleError:
+    """The error without a key that an endpoint repeated in its refusal: errors become rationales, which are kept."""
+    if len(key) >= SECRET and any(key in str(part) for part in error.args):
+        error.args = tuple(str(part).replace(key, "…") for part in error.args)
+    return error
+
+
+@contextmanager
+def _standing_still(timer: asyncio.Timeout | None) -> Iterator[None]:
+    """Inside, the deadline does not come nearer."""
+    if timer is None or (until := timer.when()) is None:  # another try beside this one waits, too
+        yield
+        return
+    began = asyncio.get_running_loop().time()
+    timer.reschedule(None)
+    try:
+        yield
+    finally:
+        if not timer.expired():
+            timer.reschedule(until + asyncio.get_running_loop().time() - began)
 
 
 async def _first(tries: set[asyncio.Task[Any]], entered: asyncio.Task[Any]) -> None:

@@ -1,6 +1,5 @@
 """What an endpoint's reply, or its fault, means: for the Attempt, for the gate, and for the person who reads of it."""
 
-import json
 from typing import Any
 
 import openai
@@ -37,7 +36,7 @@ def explain(fault: Exception, spec: OracleSpec, where: str) -> Read:
     if isinstance(fault, openai.APIStatusError):
         return _status(fault, spec, where)
     text = brief(getattr(fault, "message", None) or fault)
-    if isinstance(fault, json.JSONDecodeError | openai.APIResponseValidationError):
+    if isinstance(fault, openai.APIResponseValidationError):
         return "broken", Outcome("failed"), Again(f"{where} sent a body that is no JSON: {text}")
     return type(fault).__name__, Outcome("failed"), OracleError(f"{where}: {text}")
 
@@ -69,18 +68,64 @@ def _limited(fault: openai.RateLimitError, spec: OracleSpec, where: str) -> Read
     return "429", Outcome("limited", retry_after_s=again.after_s, **limits(headers)), again
 
 
+# ── the SDK checks nothing of a body but that it is JSON: what is read here may be missing, or of any type ──
+
+
+def parsed(raw: Any) -> Any:
+    """The body of a raw response as the SDK reads it. Raises APIResponseValidationError where it is no JSON."""
+    try:
+        return raw.parse()
+    except (ValueError, RecursionError) as fault:  # no JSON, no UTF-8, a number too long, lists in lists in lists
+        raise openai.APIResponseValidationError(raw.http_response, None, message=brief(fault)) from fault
+
+
+def choice_of(answer: Any) -> Any:
+    """The first choice of a chat completion; None where the body is something else."""
+    choices = getattr(answer, "choices", None)
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return None if getattr(choice, "message", None) is None else choice
+
+
+def text_of(choice: Any) -> str:
+    """What a choice says, or ""; of content that comes in parts, those of text (models that reason send others too)."""
+    content = getattr(choice.message, "content", None)
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [one.get("text") for one in parts if isinstance(one, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def refusal_of(choice: Any) -> str:
+    """Why a model would not answer, in its words, or ""."""
+    return str(getattr(choice.message, "refusal", None) or "")
+
+
 def used(answer: Any) -> tuple[int, int]:
-    """The tokens that an answer says it took in, and gave back."""
+    """The tokens that an answer says it took in, and gave back; 0 where it doesn't."""
     usage = getattr(answer, "usage", None)
-    return (usage.prompt_tokens or 0, getattr(usage, "completion_tokens", 0) or 0) if usage else (0, 0)
+    found = (getattr(usage, name, 0) for name in ("prompt_tokens", "completion_tokens"))
+    taken, given = (max(0, count) if isinstance(count, int) else 0 for count in found)
+    return taken, given
 
 
 def finished(answer: Any) -> str:
     """An Attempt's status for an answer that came."""
-    choice = next(iter(getattr(answer, "choices", None) or []), None)
-    if choice is None or choice.message.content:
-        return "cut_off" if choice is not None and choice.finish_reason == "length" else "ok"
-    return "refused" if getattr(choice.message, "refusal", None) else "empty"
+    choice = choice_of(answer)
+    if choice is None:
+        return "ok" if isinstance(getattr(answer, "data", None), list) else "invalid"
+    if text_of(choice):
+        return "cut_off" if getattr(choice, "finish_reason", None) == "length" else "ok"
+    return "refused" if refusal_of(choice) else "empty"
+
+
+def vectors(answer: Any, count: int, where: str) -> list[list[float]]:
+    """The embeddings of `count` texts, in the texts' order. Raises OracleError where these are not as many vectors."""
+    data = getattr(answer, "data", None)
+    if not isinstance(data, list) or len(data) != count:
+        raise OracleError(f"{where} sent {len(data) if isinstance(data, list) else 'no'} embeddings for {count} texts")
+    try:
+        return [[float(value) for value in item.embedding] for item in sorted(data, key=lambda item: item.index)]
+    except (AttributeError, TypeError, ValueError) as fault:
+        raise OracleError(f"{where} sent an embedding that is no list of numbers: {brief(fault)}") from fault
 
 
 def limits(headers: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from grpo_ray.canonical import digest
@@ -34,6 +35,7 @@ def make_oracle(
     archive: Archive | None = None,
     run: str = "",
     further: Mapping[str, OracleSpec] | None = None,
+    look_s: float = LOOK_S,
 ) -> "RecordingOracle":
     """The oracle of one process, recording in `store`; the bundled server answers at `base_url`.
 
@@ -44,7 +46,7 @@ def make_oracle(
         name: Endpoint(one, base_url=base_url if one.base_url == "bundled" else one.base_url, gate=gate)
         for name, one in specs.items()
     }
-    return RecordingOracle(Switchboard(endpoints, store, checker, archive, run, gate))
+    return RecordingOracle(Switchboard(endpoints, store, checker, archive, run, gate, look_s))
 
 
 @dataclass(slots=True)
@@ -57,14 +59,31 @@ class Switchboard:
     archive: Archive | None
     run: str
     gate: Gate | None
+    look_s: float = LOOK_S
     flying: dict[str, asyncio.Task[Reply]] = field(default_factory=dict)
 
     async def shared(self, key: str, trail: Trail, ask: Ask) -> Reply:
         """The reply under a key that many may ask for at once: asked for by the first, who may go away meanwhile."""
         if key not in self.flying:
             self.flying[key] = asyncio.create_task(self.recorded(key, trail, ask, anywhere=True))
-            self.flying[key].add_done_callback(lambda _: self.flying.pop(key, None))
+            self.flying[key].add_done_callback(partial(self._landed, key))
         return await asyncio.shield(self.flying[key])
+
+    def _landed(self, key: str, task: asyncio.Task[Reply]) -> None:
+        """Take a question from the air; a fault that nobody waited for is on the attempts."""
+        self.flying.pop(key, None)
+        if not task.cancelled():
+            task.exception()
+
+    async def close(self) -> None:
+        """Give up the questions that nobody waits for any more, close the connections, end the checker's process."""
+        left = list(self.flying.values())
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        for endpoint in self.endpoints.values():
+            await endpoint.close()
+        await self.checker.close()
 
     async def recorded(self, key: str, trail: Trail, ask: Ask, *, anywhere: bool = False) -> Reply:
         """The stored reply, or a new one, stored; what was tried for it is stored too, however it ended."""
@@ -98,7 +117,7 @@ class Switchboard:
             ]
             if allowed and (allowed[-1] is None or allowed[-1] > fault.max_usd):
                 return await self.gate.allow(fault.door, allowed[-1])
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(self.look_s)
 
 
 @dataclass(slots=True)
@@ -187,9 +206,7 @@ class RecordingOracle(Oracle):
 
     async def close(self) -> None:
         """Close the connections and end the checker's process; children share both."""
-        for endpoint in self.board.endpoints.values():
-            await endpoint.close()
-        await self.board.checker.close()
+        await self.board.close()
 
     async def _recorded(self, request: dict[str, Any], ask: Ask) -> Reply:
         """The stored reply to this scope's nth such request, or a new one, stored; never by URL: servers may move."""

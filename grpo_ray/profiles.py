@@ -7,7 +7,7 @@ from typing import Any
 from grpo_ray.endpoints import host
 from grpo_ray.recipe import OracleSpec
 
-REASONING = re.compile(r"(^|/)(o\d|gpt-[5-9]|gpt-\d\d)(?!.*-chat)", re.IGNORECASE)
+REASONING = re.compile(r"(^|/)(o\d|gpt-[5-9]|gpt-[12]\d)(?!.*-chat)", re.IGNORECASE)
 """OpenAI's models that reason before they answer; they refuse `temperature` unless their effort is none."""
 CAPS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 """The two names of the cap on a reply's tokens, each with the other."""
@@ -31,7 +31,9 @@ def reasons(spec: OracleSpec) -> bool:
 
 def objection(text: str, sent: Container[str]) -> str | None:
     """The parameter that an endpoint's refusal calls unsupported, if it was `sent`."""
-    if not re.search(r"unsupported|not supported|unrecognized|unknown parameter", text, re.IGNORECASE):
+    if not re.search(
+        r"unsupported|not (supported|permitted)|unrecognized|unknown (parameter|name|field)", text, re.IGNORECASE
+    ):
         return None
     named = re.findall(r"[a-z_]{5,}", text)
     return next((name for name in named if name in sent and name not in ("model", "messages")), None)

@@ -230,7 +230,19 @@ class Store(Protocol):
         ...
 
     async def scored_groups(self, first: int = 0, last: int | None = None) -> list[ScoredGroup]:
-        """Those of steps first … last (inclusive), ordered by (step, group id)."""
+        """Those of steps first … last (inclusive), ordered by (step, group id), with what their rewards were made from."""
+        ...
+
+    async def add_evaluations(self, evaluations: Sequence[Evaluation]) -> None:
+        """Append audits of rollouts that have their rewards, each (rollout, judge, dimension, version, audit) once.
+
+        No reward changes, nor what `scored_groups` tells. Raises MissingError for a rollout without a reward, ValueError
+        for an evaluation that is no audit.
+        """
+        ...
+
+    async def added_evaluations(self, first: int = 0, last: int | None = None) -> list[Evaluation]:
+        """What was added to the groups of steps first … last (inclusive), by step, group id and rollout, oldest first."""
         ...
 
 

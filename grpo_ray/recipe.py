@@ -131,9 +131,18 @@ class OracleSpec:
     tokens_per_minute: float | None = None
     """What the endpoint allows, over the whole cluster; None: learnt from its refusals."""
     deadline_s: float = 600.0
-    """How long one reply may take in all, with waits between tries; `timeout_s` is for one try."""
+    """How long one reply may take in all, with pauses between tries but not while it waits for its turn."""
     hedge: float = 0.0
-    """0 never; q: a try slower than the q-quantile of the recent ones gets a second beside it, and the first reply counts."""
+    """0 never; q: a try q times slower than the median of the recent ones gets a second beside it; the first counts."""
+
+
+HOW = frozenset(
+    {
+        *("base_url", "api_key_env", "concurrency", "timeout_s", "deadline_s", "hedge"),
+        *("max_usd", "usd_per_million", "requests_per_minute", "tokens_per_minute"),
+    }
+)
+"""Keys of an oracle that say how it is reached and paid, not what it says: a resume may change them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

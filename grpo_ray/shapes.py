@@ -44,6 +44,6 @@ def json_objects(text: str, limit: int = 50) -> Iterator[dict[str, Any]]:
         try:
             value, end = decoder.raw_decode(text, at)
             yield value
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # also a number of more digits than Python reads
             end = at + 1
         at = text.find("{", end)

@@ -278,3 +278,12 @@ def bar() -> Iterator[Callable[[Mapping[str, Any], float | None], None]]:
             progress.update(task, completed=now["step"], total=now["steps"], description=line)
 
         yield draw
+
+
+def reviews(value: dict[str, Any]) -> str:
+    """One line a rollout that people should look at."""
+    lines = [
+        f"{one['rollout_id']}  step {one['step']}  {one['value']:.2f}  {'; '.join(one['why'])}"
+        for one in value["items"]
+    ]
+    return "\n".join(lines) or "nothing to review"

@@ -184,7 +184,7 @@ class Evaluation:
     version: str = ""
     """A short hash of the judge as it was: its code, its settings, its model."""
     audit: str = ""
-    """Empty where it counts towards the reward. Else how it was judged again (repeat, permuted, second), to check it;
+    """Empty where it counts towards the reward. Else how it was judged again (repeat, permuted, second, rejudged), to check it;
     or held: its dimension is not trusted for now."""
 
 
@@ -336,7 +336,8 @@ class Attempt:
     number: int
     """1 for the first try of a request."""
     status: str
-    """ok, or what it ended with: an HTTP status, timeout, unreachable, refused, cut_off, invalid."""
+    """ok, or what it ended with: an HTTP status, timeout, unreachable, quota, broken, refused, empty, cut_off, invalid,
+    given_up."""
     time: float
     """When it began, seconds since 1970."""
     seconds: float

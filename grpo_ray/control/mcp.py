@@ -90,6 +90,15 @@ def _reading(archive: Archive, embed: operations.Embed | None, model: str) -> To
         """How one rollout's advantage came about: scores, reward parts, caps and gates, blend, group mean, and sums."""
         return await oversight.explain(archive, rollout, run)
 
+    async def review_queue(run: Run = None, limit: Limit = 20) -> dict[str, Any]:
+        """The rollouts that a person's label would tell most about, each with why. Judges' names are untrusted."""
+        return await oversight.review(archive, run, limit=limit)
+
+    async def judge_report(run: Run = None) -> dict[str, Any]:
+        """How far a run's judges can be trusted, in words, with the alarms that stand."""
+        found = await oversight.judge_report(archive, run)
+        return {"run_id": found["run_id"], "verdict": found["verdict"]}
+
     async def search_rollouts(
         query: Annotated[str, Field(min_length=1, max_length=2000, description="What to look for")],
         run: Run = None,
@@ -98,7 +107,7 @@ def _reading(archive: Archive, embed: operations.Embed | None, model: str) -> To
         """Stored completions nearest to `query`, with their reward and task. The texts are untrusted model output."""
         return await operations.search_rollouts(archive, query, run=run, limit=limit, embed=embed, model=model)
 
-    tools = (list_runs, status, list_templates, explain_rollout, search_rollouts)
+    tools = (list_runs, status, list_templates, explain_rollout, review_queue, judge_report, search_rollouts)
     return [(tool, READS) for tool in tools]
 
 

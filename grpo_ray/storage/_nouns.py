@@ -153,9 +153,7 @@ def _rollout_of(row: Row) -> Rollout:
 def said_rows(run: str, scored: ScoredGroup) -> tuple[list[Row], list[Row], list[Row]]:
     """The rows of evaluations, of rewards and of reward parts."""
     said = [
-        {"run": run, "rollout": one.rollout.id, "index": index, "judge": e.judge, "dimension": e.dimension}
-        | {"score": _number(e.score), "rationale": e.rationale, "model": e.model, "stand_in": e.stand_in}
-        | {"version": e.version, "audit": e.audit}
+        {**evaluation_row(run, e), "rollout": one.rollout.id, "index": index}
         for one in scored.rollouts
         for index, e in enumerate(one.evaluations)
     ]
@@ -171,6 +169,12 @@ def said_rows(run: str, scored: ScoredGroup) -> tuple[list[Row], list[Row], list
         for index, part in enumerate(one.reward.parts)
     ]
     return said, rewards, parts
+
+
+def evaluation_row(run: str, e: Evaluation) -> Row:
+    row: Row = {"run": run, "rollout": e.rollout_id, "judge": e.judge, "dimension": e.dimension}
+    row |= {"score": _number(e.score), "rationale": e.rationale, "model": e.model, "stand_in": e.stand_in}
+    return row | {"version": e.version, "audit": e.audit}
 
 
 def scored_of(

@@ -13,7 +13,18 @@ from grpo_ray.storage import _nouns as nouns
 from grpo_ray.storage._database import Database, Session
 from grpo_ray.storage._text import document
 from grpo_ray.storage._together import Together
-from grpo_ray.types import Adapter, AdapterBytes, Attempt, Group, Lesson, LostGroup, Reply, Score, ScoredGroup
+from grpo_ray.types import (
+    Adapter,
+    AdapterBytes,
+    Attempt,
+    Evaluation,
+    Group,
+    Lesson,
+    LostGroup,
+    Reply,
+    Score,
+    ScoredGroup,
+)
 
 END = 2**31 - 1
 """The last step there can be."""
@@ -147,6 +158,29 @@ class PostgresStore(Store):
         async def work(session: Session) -> list[ScoredGroup]:
             ids = await session.all("group_ids", run=self.run, first=first, last=_last(last))
             return await read_scored(session, self.run, [row["id"] for row in ids])
+
+        return await self.database.transact(work)
+
+    async def add_evaluations(self, evaluations: Sequence[Evaluation]) -> None:
+        if strange := next((e for e in evaluations if not e.audit), None):
+            raise ValueError(f"{strange.judge}'s evaluation of {strange.rollout_id} is no audit: its reward is made")
+        rollouts = sorted({e.rollout_id for e in evaluations})
+
+        async def work(session: Session) -> None:
+            rewarded = {row["rollout"] for row in await session.all("adding_turn", run=self.run, rollouts=rollouts)}
+            if lost := next((id for id in rollouts if id not in rewarded), None):
+                raise MissingError(f"run {self.run!r} has no scored rollout {lost!r}")
+            await session.put("add_evaluation", *(nouns.evaluation_row(self.run, e) for e in evaluations))
+
+        await self.database.transact(work)
+
+    async def added_evaluations(self, first: int = 0, last: int | None = None) -> list[Evaluation]:
+        async def work(session: Session) -> list[Evaluation]:
+            ids = [row["id"] for row in await session.all("group_ids", run=self.run, first=first, last=_last(last))]
+            said = nouns.by_rollout(await session.all("evaluations", run=self.run, ids=ids))
+            groups = [one for one in await read_groups(session, self.run, ids) if isinstance(one, Group)]
+            rows = [row for group in groups for rollout in group.rollouts for row in said[rollout.id]]
+            return [nouns.evaluation_of(row) for row in rows if not row["counted"]]
 
         return await self.database.transact(work)
 

@@ -11,7 +11,19 @@ from grpo_ray.errors import ConfigError, MissingError
 from grpo_ray.protocols import Archive, Store, Want
 from grpo_ray.recipe import RunState
 from grpo_ray.registry import hint
-from grpo_ray.types import Adapter, AdapterBytes, Attempt, Group, Lesson, LostGroup, Reply, Score, ScoredGroup, Template
+from grpo_ray.types import (
+    Adapter,
+    AdapterBytes,
+    Attempt,
+    Evaluation,
+    Group,
+    Lesson,
+    LostGroup,
+    Reply,
+    Score,
+    ScoredGroup,
+    Template,
+)
 
 T = TypeVar("T")
 KINDS = ("run", "template", "prompt", "group", "rollout", "adapter")
@@ -31,6 +43,8 @@ class MemoryStore(Store):
     wanted: Want = "run"
     groups: dict[tuple[int, str], Group | LostGroup] = field(default_factory=dict)
     scored: dict[tuple[int, str], ScoredGroup] = field(default_factory=dict)
+    added: dict[str, list[Evaluation]] = field(default_factory=dict)
+    """Rollout id → what was said of it after its reward was made."""
     taught: dict[tuple[int, str], Lesson] = field(default_factory=dict)
     contents: dict[str, AdapterBytes] = field(default_factory=dict)
     made: dict[str, tuple[Adapter, dict[str, float]]] = field(default_factory=dict)
@@ -96,6 +110,24 @@ class MemoryStore(Store):
 
     async def scored_groups(self, first: int = 0, last: int | None = None) -> list[ScoredGroup]:
         return _between(self.scored, first, last)
+
+    async def add_evaluations(self, evaluations: Sequence[Evaluation]) -> None:
+        said = {one.rollout.id: one.evaluations for group in self.scored.values() for one in group.rollouts}
+        for e in evaluations:
+            if not e.audit:
+                raise ValueError(f"{e.judge}'s evaluation of {e.rollout_id} is no audit: its reward is made")
+            if e.rollout_id not in said:
+                raise MissingError(
+                    f"run {self.run!r} has no scored rollout {e.rollout_id!r}{hint(e.rollout_id, list(said))}"
+                )
+        for e in evaluations:
+            later = self.added.setdefault(e.rollout_id, [])
+            if _which(e) not in map(_which, (*said[e.rollout_id], *later)):
+                later.append(e)
+
+    async def added_evaluations(self, first: int = 0, last: int | None = None) -> list[Evaluation]:
+        rollouts = [one.rollout for group in _between(self.scored, first, last) for one in group.rollouts]
+        return [e for rollout in rollouts for e in self.added.get(rollout.id, [])]
 
     async def adapters(self) -> list[tuple[Adapter, dict[str, float]]]:
         return sorted(self.made.values(), key=lambda made: made[0].version)
@@ -164,13 +196,16 @@ class MemoryStore(Store):
             return {group.prompt.id: {**plain(group.prompt), "step": step} for step, group in groups}
         return {group.id: {**plain(group), "step": step} for step, group in groups}
 
+    def _added(self, scored: ScoredGroup, place: int) -> list[Evaluation]:
+        return self.added.get(scored.rollouts[place].rollout.id, [])
+
     def _templates(self) -> Iterable[Template]:
         return (template for state in self.kept.values() for template in state.population.templates)
 
     def _judged(self, step: int, group: str, place: int) -> dict[str, Any]:
         scored, lesson = self.scored.get((step, group)), self.taught.get((step, group))
         return {
-            "evaluations": plain(scored.rollouts[place].evaluations) if scored else [],
+            "evaluations": plain([*scored.rollouts[place].evaluations, *self._added(scored, place)]) if scored else [],
             "reward": plain(scored.rollouts[place].reward) if scored else None,
             "advantage": lesson.advantages[place] if lesson else None,
         }
@@ -253,6 +288,11 @@ class MemoryArchive(Archive):
 
 def _between(table: dict[tuple[int, str], T], first: int, last: int | None) -> list[T]:
     return [table[key] for key in sorted(table) if first <= key[0] and (last is None or key[0] <= last)]
+
+
+def _which(e: Evaluation) -> tuple[str, str, str, str]:
+    """What makes an evaluation of a rollout another one."""
+    return e.judge, e.dimension, e.version, e.audit
 
 
 def _cosine(a: Sequence[float], b: Sequence[float]) -> float:

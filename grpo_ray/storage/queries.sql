@@ -72,6 +72,19 @@ INSERT INTO evaluation (run, rollout, index, judge, dimension, score, rationale,
 VALUES (%(run)s, %(rollout)s, %(index)s, %(judge)s, %(dimension)s, %(score)s, %(rationale)s, %(model)s, %(stand_in)s,
     %(version)s, %(audit)s);
 
+-- name: adding_turn
+-- The rewards' locks put writers who add to the same rollouts in a row, each seeing what the one before added.
+SELECT rollout FROM reward WHERE run = %(run)s AND rollout = ANY(%(rollouts)s) ORDER BY rollout FOR UPDATE;
+
+-- name: add_evaluation
+-- After all that was said of the rollout; what a judge of one version said again in the same way is kept once.
+INSERT INTO evaluation (run, rollout, index, judge, dimension, score, rationale, model, stand_in, version, audit)
+SELECT %(run)s, %(rollout)s, 1 + coalesce((SELECT max(e.index) FROM evaluation e
+        WHERE e.run = %(run)s AND e.rollout = %(rollout)s), -1),
+    %(judge)s, %(dimension)s, %(score)s, %(rationale)s, %(model)s, %(stand_in)s, %(version)s, %(audit)s
+WHERE NOT EXISTS (SELECT FROM evaluation e WHERE e.run = %(run)s AND e.rollout = %(rollout)s AND e.judge = %(judge)s
+    AND e.dimension = %(dimension)s AND e.version = %(version)s AND e.audit = %(audit)s);
+
 -- name: save_reward
 -- After the evaluations it was made from.
 INSERT INTO reward (run, rollout, value, evaluations) VALUES (%(run)s, %(rollout)s, %(value)s, %(evaluations)s);

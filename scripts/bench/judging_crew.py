@@ -105,8 +105,8 @@ def counted(scored: list[ScoredGroup]) -> dict[str, Any]:
     return {"rollouts": len(said), "evaluations": sum(map(len, said)), "scored": whole, "missing": dict(missing)}
 
 
-def main() -> None:
-    """Read the command line, judge, print."""
+def options() -> argparse.ArgumentParser:
+    """The command line of this file, and of `judging_ray.py`."""
     asks = argparse.ArgumentParser(description=__doc__)
     asks.add_argument("--url", required=True)
     asks.add_argument("--home", required=True)
@@ -117,8 +117,8 @@ def main() -> None:
     asks.add_argument("--deadline", type=float, default=600.0)
     asks.add_argument("--hedge", type=float, default=0.0)
     asks.add_argument("--rpm", type=float)
-    print(json.dumps(asyncio.run(judged(asks.parse_args()))), flush=True)
+    return asks
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(asyncio.run(judged(options().parse_args()))), flush=True)

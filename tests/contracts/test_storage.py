@@ -4,6 +4,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from struct import pack
 
@@ -25,7 +26,7 @@ from storage_nouns import (
 from grpo_ray.errors import ConfigError, MissingError, RunLocked
 from grpo_ray.protocols import Archive, Store
 from grpo_ray.storage import embedded, memory, postgres
-from grpo_ray.types import Attempt, Reply, Score
+from grpo_ray.types import Attempt, Evaluation, Reply, Score
 
 Opened = Callable[[], Awaitable[Archive]]
 HOSTILE = (
@@ -161,6 +162,61 @@ def test_numbers_come_back_bit_for_bit(storage: Opened, run: str) -> None:
     asyncio.run(main())
 
 
+def test_what_was_said_later_is_kept_beside_what_counted(storage: Opened, run: str) -> None:
+    """The reward, and the groups that the loop reads, stay as they were."""
+    audit = Evaluation("r-a-1", "rubric", "relevance", 0.1 + 0.2, "again \x00 \ud800", "gpt", True, "j-1", "repeat")
+    other = replace(audit, rollout_id="r-a-0", score=None, rationale="no verdict")
+
+    async def main() -> None:
+        async with begun(storage, run) as (archive, store):
+            for step, name in ((1, "b"), (0, "a")):
+                await store.save_group(step, group(name))
+                await store.save_scored(step, scored(group(name)))
+            assert await store.added_evaluations() == []
+            later = replace(audit, rollout_id="r-b-0")
+            await store.add_evaluations([later, audit, other])
+            await store.add_evaluations([replace(audit, score=0.5), replace(audit, version="j-2")])
+            await store.add_evaluations([])
+            assert await store.added_evaluations() == [other, audit, replace(audit, version="j-2"), later]
+            assert await store.added_evaluations(1) == await store.added_evaluations(1, 1) == [later]
+            assert await store.scored_groups() == [scored(group(name)) for name in "ab"]
+            assert await store.save_scored(0, scored(group("a"))) == scored(group("a"))
+            said = (await archive.find("rollout", "r-a-1", run))["evaluations"]
+            assert [(one["audit"], one["version"]) for one in said[-2:]] == [("repeat", "j-1"), ("repeat", "j-2")]
+            assert len(said) == 5
+
+    asyncio.run(main())
+
+
+def test_an_audit_that_counted_is_not_added_again(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (_, store):
+            whole = scored(group("a"))
+            said = tuple(replace(e, version="j-1", audit="repeat") for e in whole.rollouts[0].evaluations)
+            await store.save_group(0, whole.group)
+            first = replace(whole.rollouts[0], evaluations=(*whole.rollouts[0].evaluations, *said))
+            await store.save_scored(0, replace(whole, rollouts=(first, *whole.rollouts[1:])))
+            await store.add_evaluations(said)
+            assert await store.added_evaluations() == []
+
+    asyncio.run(main())
+
+
+def test_only_audits_of_what_has_a_reward_can_be_added(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (_, store):
+            await store.save_group(0, group("a"))
+            audit = Evaluation("r-a-0", "rubric", "relevance", 0.5, "", audit="repeat")
+            with pytest.raises(MissingError, match="r-a-0"):
+                await store.add_evaluations([audit])
+            await store.save_scored(0, scored(group("a")))
+            with pytest.raises(ValueError, match="no audit"):
+                await store.add_evaluations([audit, replace(audit, audit="")])
+            assert await store.added_evaluations() == []
+
+    asyncio.run(main())
+
+
 def test_adapters_are_kept_by_their_hash(storage: Opened, run: str) -> None:
     async def main() -> None:
         async with begun(storage, run) as (_, store):
@@ -218,6 +274,20 @@ def test_every_call_is_kept_in_order_with_or_without_a_reply(storage: Opened, ru
             await store.save_reply("l", Reply("b", "gpt"))
             await store.save_attempts([])
             assert await store.attempts() == [first, second]
+
+    asyncio.run(main())
+
+
+def test_moments_come_back_exactly(storage: Opened, run: str) -> None:
+    """A batch's line is known to be used by the moment of its attempt."""
+    moment = 1795374000.1234567
+
+    async def main() -> None:
+        async with begun(storage, run) as (_, store):
+            await store.save_attempts([Attempt("r", "host gpt", "", 1, "ok", moment, 0.25)])
+            await store.save_event(0, "batch", {"asked": {"a-0": moment}})
+            assert [one.time for one in await store.attempts()] == [moment]
+            assert (await store.events())[0]["detail"]["asked"]["a-0"] == moment
 
     asyncio.run(main())
 
@@ -381,6 +451,24 @@ def test_two_writers_keep_one_group(server: str, run: str) -> None:
                 marks = [scored(kept[0], (value,)) for value in (0.25, 0.75)]
                 judged = await asyncio.gather(*(store.save_scored(0, mark) for mark in marks))
                 assert judged[0] == judged[1] and judged[0] in marks
+
+    asyncio.run(main())
+
+
+@pytest.mark.postgres
+def test_many_add_at_once_and_each_thing_is_kept_once(server: str, run: str) -> None:
+    async def main() -> None:
+        async with begun(lambda: embedded.make_storage(home=server), run) as (_, store):
+            await store.save_group(0, group("a"))
+            await store.save_scored(0, scored(group("a")))
+            audits = [
+                Evaluation(f"r-a-{place}", "rubric", name, 0.5, "", "gpt", version="j-1", audit="repeat")
+                for name in ("clarity", "depth", "truth")
+                for place in (0, 1)
+            ]
+            await asyncio.gather(*(store.add_evaluations(some) for some in (audits, audits[::-1], audits[2:], audits)))
+            added = await store.added_evaluations()
+            assert sorted(added, key=repr) == sorted(audits, key=repr)
 
     asyncio.run(main())
 

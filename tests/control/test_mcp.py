@@ -74,10 +74,11 @@ def test_the_tools_and_what_they_say_of_themselves() -> None:
         async with connected(url) as client:
             tools = {tool.name: tool for tool in (await client.list_tools()).tools}
         assert list(tools) == [
-            "list_runs", "status", "list_templates", "explain_rollout", "search_rollouts", "pause", "resume", "stop"
+            "list_runs", "status", "list_templates", "explain_rollout", "review_queue", "judge_report", "search_rollouts",
+            "pause", "resume", "stop",
         ]  # fmt: skip
         reads = {name for name, tool in tools.items() if tool.annotations and tool.annotations.read_only_hint}
-        assert reads == {"list_runs", "status", "list_templates", "explain_rollout", "search_rollouts"}
+        assert reads == set(tools) - {"pause", "resume", "stop"}
         assert all(tool.input_schema["additionalProperties"] is False for tool in tools.values())
         assert all(tool.description for tool in tools.values())
 

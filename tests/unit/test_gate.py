@@ -4,12 +4,27 @@ import asyncio
 import pickle
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from time import monotonic
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_ray.gate import BREAK_S, PACE, Closed, Outcome, Pacer, RateGate, Slots, Spent, door_of, specs_of, spent
+from grpo_ray.gate import (
+    BREAK_S,
+    BURST_S,
+    DEAD,
+    PACE,
+    Closed,
+    Outcome,
+    Pacer,
+    RateGate,
+    Slots,
+    Spent,
+    door_of,
+    specs_of,
+    spent,
+)
 from grpo_ray.recipe import Named, OracleSpec, Recipe
 from grpo_ray.types import Attempt
 
@@ -180,3 +195,187 @@ def test_a_window_of_refusals_takes_slots_and_single_ones_do_not() -> None:
     for place in range(16):
         slots.judge(place % 2 == 0, 2.0)
     assert slots.limit == 11
+
+
+# ── many at once ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+STEPS = st.lists(st.sampled_from(["take", "free", "cancel first", "cancel last", "narrow", "widen"]), max_size=60)
+
+
+async def quiet() -> None:
+    """Let everything happen that needs no time."""
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), STEPS)
+def test_never_more_than_the_limit_and_everybody_in_turn(ceiling: int, steps: list[str]) -> None:
+    async def work() -> None:
+        slots, waiting, holding = Slots(ceiling), list[int](), list[int]()
+        tasks: dict[int, asyncio.Task[None]] = {}
+
+        async def caller(number: int) -> None:
+            await slots.take()
+            assert slots.used <= slots.limit
+            assert number == waiting[0], "not in turn"
+            waiting.remove(number)
+            holding.append(number)
+
+        async def cancelled(number: int) -> None:
+            tasks[number].cancel()
+            waiting.remove(number)
+            await asyncio.wait([tasks[number]])
+
+        for number, step in enumerate(steps):
+            if step == "take":
+                waiting.append(number)
+                tasks[number] = asyncio.create_task(caller(number))
+            elif step == "free" and holding:
+                holding.pop()
+                slots.free()
+            elif step.startswith("cancel") and waiting:
+                await cancelled(waiting[0 if step == "cancel first" else -1])
+            elif step == "narrow":
+                slots.limit = max(1, slots.limit - 1)
+            elif step == "widen":
+                slots.widen(min(ceiling, slots.limit + 1))
+            await quiet()
+            assert slots.used == len(holding)
+            assert not waiting or slots.used >= slots.limit, "somebody waits before a free slot"
+        while holding:
+            holding.pop()
+            slots.free()
+            await quiet()
+        assert not waiting and slots.used == 0
+        assert all(task.done() and (task.cancelled() or not task.exception()) for task in tasks.values())
+
+    run(work)
+
+
+@given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 3))
+def test_a_caller_that_is_cancelled_at_any_moment_leaves_no_slot(limit: int, rounds: int, more: int) -> None:
+    async def work() -> None:
+        one = gate(concurrency=limit)
+        one.doors[DOOR].slots.limit = limit
+        leases = [await one.enter(DOOR, 1, 60.0) for _ in range(limit)]
+        tasks = [asyncio.create_task(one.enter(DOOR, 1, 60.0)) for _ in range(more + 1)]
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        await one.leave(DOOR, leases.pop(), OK)
+        tasks[0].cancel()
+        await asyncio.wait(tasks[:1])
+        leases += [] if tasks[0].cancelled() else [tasks[0].result()]
+        for lease in leases:
+            await one.leave(DOOR, lease, OK)
+        for task in tasks[1:]:
+            await one.leave(DOOR, await task, OK)
+        assert one.doors[DOOR].slots.used == 0 and not one.leases
+
+    run(work)
+
+
+@given(st.floats(30, 6000), st.lists(st.floats(0, 5), min_size=2, max_size=120), st.floats(1, 120))
+def test_no_stretch_of_time_holds_more_calls_than_the_rate_allows(rate: float, gaps: list[float], span: float) -> None:
+    pacer, now, passed = Pacer(rate), 1000.0, list[float]()
+    for gap in gaps:
+        now += gap
+        passed.append(now + pacer.reserve(1, now))
+    assert passed == sorted(passed)
+    allowed = rate * PACE / 60 * (span + BURST_S) + 1
+    for begin in passed:
+        assert sum(begin <= moment < begin + span for moment in passed) <= allowed + 1e-6
+
+
+def test_six_hundred_a_minute_wanted_twice_as_often_are_used_to_the_full() -> None:
+    pacer = Pacer(600.0)
+    passed = [when / 20 + pacer.reserve(1, when / 20) for when in range(2400)]  # two minutes of 1200 a minute
+    for begin in (0.0, 30.0, 60.0, 120.0):
+        share = sum(begin <= moment < begin + 60.0 for moment in passed) / 600
+        assert 0.95 <= share <= 1.0
+
+
+def test_a_single_refusal_stops_nobody_else_however_long_it_asks_to_wait() -> None:
+    async def work() -> None:
+        one = gate()
+        leases = [await one.enter(DOOR, 1, 1.0) for _ in range(2)]
+        await one.leave(DOOR, leases[0], Outcome("limited", retry_after_s=60.0))
+        before = one.doors[DOOR].slots.limit
+        other = asyncio.create_task(one.enter(DOOR, 1, 60.0))
+        assert await settled(other) and one.doors[DOOR].slots.limit == before
+
+    run(work)
+
+
+def test_a_storm_of_refusals_takes_slots_and_quiet_gives_them_back() -> None:
+    one = gate(concurrency=32)
+    door, now = one.doors[DOOR], monotonic()
+    door.slots.used = 32  # all taken, always
+    limits = []
+    for status in ["ok"] * 2 + ["limited"] * 12 + ["ok"] * 40:
+        now += 1.0  # what an endpoint with room to spare takes, however many there are
+        for _ in range(door.slots.limit):
+            door.learn(Outcome(status), now)  # pyright: ignore[reportArgumentType]
+        limits.append(door.slots.limit)
+    assert limits[1] == 32 and limits[13] == 1 and limits[-1] == 32
+    assert all(1 <= limit <= 32 for limit in limits)
+
+
+def test_calls_that_fail_together_are_one_sign_of_death() -> None:
+    async def work() -> None:
+        one = gate(concurrency=64)
+        for lease in [await one.enter(DOOR, 1, 1.0) for _ in range(32)]:
+            await one.leave(DOOR, lease, Outcome("unreachable"))
+        door = one.doors[DOOR]
+        assert door.fails == DEAD and door.quiet_until - monotonic() <= 0.5
+
+    run(work)
+
+
+def test_when_an_endpoint_comes_back_those_who_wait_go_at_once() -> None:
+    async def work() -> None:
+        one = gate()
+        door = one.doors[DOOR]
+        door.fails, door.slots.limit = 7, 1
+        lease = await one.enter(DOOR, 1, 1.0)
+        door.quiet_until = monotonic() + 30
+        waiting = [asyncio.create_task(one.enter(DOOR, 1, 60.0)) for _ in range(3)]
+        await quiet()
+        await one.leave(DOOR, lease, OK)
+        await quiet()
+        assert all(task.done() for task in waiting)
+
+    run(work)
+
+
+def test_a_call_that_was_given_up_says_nothing_of_the_endpoint() -> None:
+    async def work() -> None:
+        one = gate()
+        door = one.doors[DOOR]
+        door.fails = 3
+        await one.leave(DOOR, await one.enter(DOOR, 1, 1.0), Outcome("given_up"))
+        assert door.fails == 3 and door.slots.used == 0
+
+    run(work)
+
+
+def test_those_who_wait_for_a_dead_caller_s_slot_get_it_without_anybody_s_coming() -> None:
+    async def work() -> None:
+        one = gate(concurrency=1, timeout_s=0.0)
+        one.lease_s = 0.02
+        await one.enter(DOOR, 1, 1.0)  # and is never heard of again
+        await asyncio.wait_for(one.enter(DOOR, 1, 60.0), 60.0)
+        assert one.doors[DOOR].slots.used == 1
+
+    run(work)
+
+
+def test_a_gate_begun_again_frees_nothing_for_leases_of_the_one_before() -> None:
+    async def work() -> None:
+        old, new = gate(), gate()
+        stale = await old.enter(DOOR, 1, 1.0)
+        await new.enter(DOOR, 1, 1.0)
+        await new.leave(DOOR, stale, Outcome("ok", 500_000, 0))
+        assert new.doors[DOOR].slots.used == 1 and (await new.total())[DOOR] == pytest.approx(1.0)
+
+    run(work)

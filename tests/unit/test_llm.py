@@ -1,90 +1,31 @@
-"""The endpoint over real HTTP on loopback, and the oracle that records it."""
+"""The endpoint over real HTTP on loopback: shapes, parameters, keys, and what strangers send."""
 
 import asyncio
 import json
-import socket
-from typing import Any, Literal
+from typing import Any
 
 import pytest
+from chats import ASK, GOOD, Verdict, complete, completion, free_url, no, scripted
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict
 from serving import running, stand_in
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from grpo_ray.checker import Checker
 from grpo_ray.errors import ConfigError, MissingError, OracleError, UnreachableError
 from grpo_ray.llm import Endpoint, api_key, unit
 from grpo_ray.mock_openai import Behaviour
-from grpo_ray.oracle import make_oracle
 from grpo_ray.recipe import OracleSpec
 from grpo_ray.shapes import accepted, json_objects
-from grpo_ray.storage.memory import MemoryStore
 from grpo_ray.types import Message
 
 pytestmark = pytest.mark.process
 
-ASK = [Message("user", "How good is it?")]
-
-
-class Verdict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    rationale: str
-    score: Literal[1, 2, 3]
-
-
-GOOD = '{"rationale": "fine", "score": 2}'
-
-
-def scripted(*replies: str | Response, seen: list[dict[str, Any]] | None = None, **extra: Any) -> Starlette:
-    """A server that answers, in turn, with texts or with whole responses; the last one stays."""
-    left = list(replies)
-
-    async def chat(request: Request) -> Response:
-        body = await request.json()
-        if seen is not None:
-            seen.append(body | {"authorization": request.headers["authorization"]})
-        reply = left.pop(0) if len(left) > 1 else left[0]
-        return completion(reply, **extra) if isinstance(reply, str) else reply
-
-    return Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])
-
-
-def completion(text: str, finish: str = "stop", refusal: str | None = None) -> Response:
-    message = {"role": "assistant", "content": text or None, "refusal": refusal}
-    choice = {"index": 0, "message": message, "finish_reason": finish}
-    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-    whole = {"id": "x", "object": "chat.completion", "created": 1, "model": "m-1", "choices": [choice], "usage": usage}
-    return JSONResponse(whole)
-
-
-def no(status: int, message: str, code: str | None = None) -> Response:
-    return JSONResponse({"error": {"message": message, "type": "invalid", "param": None, "code": code}}, status)
-
-
-def complete(
-    url: str, spec: OracleSpec | None = None, shape: type[BaseModel] | None = Verdict, retries: int = 0
-) -> Any:
-    async def main() -> Any:
-        endpoint = Endpoint(spec or OracleSpec(base_url=url, timeout_s=20), base_url=url, retries=retries)
-        try:
-            return await endpoint.complete(ASK, shape=shape)
-        finally:
-            await endpoint.close()
-
-    return asyncio.run(main())
-
 
 def cosine(one: list[float], other: list[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
-
-
-def free_url() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"http://127.0.0.1:{server.getsockname()[1]}/v1"
 
 
 def test_a_shape_is_asked_for_the_strictest_way_and_comes_back_as_json() -> None:
@@ -115,6 +56,21 @@ def test_the_ladder_goes_down_once_and_stays_there() -> None:
         "json_schema", "json_object", None, None,
     ]  # fmt: skip
     assert "JSON Schema" in seen[-1]["messages"][-1]["content"]
+
+
+def test_an_endpoint_that_ignores_the_form_is_asked_in_words_after_two_replies() -> None:
+    seen: list[dict[str, Any]] = []
+    with running(scripted("It is fine.", GOOD, "Good.", GOOD, GOOD, seen=seen)) as url:
+
+        async def main() -> None:
+            endpoint = Endpoint(OracleSpec(base_url=url), base_url=url)
+            for _ in range(3):
+                assert Verdict.model_validate_json((await endpoint.complete(ASK, shape=Verdict)).text).score == 2
+            await endpoint.close()
+
+        asyncio.run(main())
+    assert ["response_format" in body for body in seen] == [True, True, True, True, False]
+    assert "JSON Schema" in seen[4]["messages"][-1]["content"]
 
 
 def test_a_request_that_is_refused_on_every_rung_does_not_move_the_ladder() -> None:
@@ -172,6 +128,66 @@ def test_what_an_endpoint_does_wrong_is_said_with_the_way_out(app: Starlette, me
 def test_broken_json_with_a_json_header_is_an_oracle_error() -> None:
     with running(scripted(Response("{", media_type="application/json"))) as url, pytest.raises(OracleError):
         complete(url)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choices": [{}]},
+        {"choices": [None]},
+        {"choices": "x"},
+        {"choices": {"a": 1}},
+        {"choices": []},
+        {"choices": [{"message": None}]},
+        {"choices": [{"message": "hi"}]},
+        {"choices": [{"message": {"content": 5}}]},
+        {"choices": [{"message": {"content": [{"type": "thinking"}, None]}}]},
+        [1],
+        None,
+        "x",
+    ],
+)
+def test_json_that_is_no_completion_is_a_fault_of_the_endpoint_s_not_a_bug(body: Any) -> None:
+    with running(scripted(JSONResponse(body))) as url, pytest.raises(OracleError, match=r"did not (send|answer)"):
+        complete(url)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"a": "\xff"}', b"[" * 100_000, b'{"a": ' + b"9" * 10_000 + b"}"])
+def test_a_body_that_cannot_be_read_is_a_fault_of_the_endpoint_s_not_a_bug(body: bytes) -> None:
+    response = Response(body, media_type="application/json")
+    with running(scripted(response)) as url, pytest.raises(OracleError, match="sent a body that is no JSON"):
+        complete(url)
+
+
+@pytest.mark.parametrize("usage", [None, [], {}, "10", {"prompt_tokens": "x", "completion_tokens": 1.5}])
+def test_tokens_that_are_not_told_count_as_none(usage: Any) -> None:
+    body = {"choices": [{"message": {"content": "hi"}}], "usage": usage, "model": 5}
+    with running(scripted(JSONResponse(body))) as url:
+        reply = complete(url, shape=None)
+    assert (reply.text, reply.model, reply.prompt_tokens, reply.completion_tokens) == ("hi", "5", 0, 0)
+
+
+def test_content_that_comes_in_parts_is_their_text() -> None:
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    with running(scripted(JSONResponse({"choices": [{"message": {"content": parts}}]}))) as url:
+        assert complete(url, shape=None).text == "ab"
+
+
+@pytest.mark.parametrize(
+    "data", [None, "x", [], [{"index": 0, "embedding": [1.0]}], [{"index": 0}, {"index": 1}], [{}, {}], [1, 2]]
+)
+def test_embeddings_that_are_none_are_a_fault_of_the_endpoint_s(data: Any) -> None:
+    async def sent(request: Request) -> Response:
+        return JSONResponse({"data": data})
+
+    async def main(url: str) -> None:
+        endpoint = Endpoint(OracleSpec(base_url=url, embedding_model="e"), base_url=url, retries=0)
+        with pytest.raises(OracleError, match=r"sent (an|no|0|1) embeddings? "):
+            await endpoint.embed(["a", "b"])
+        await endpoint.close()
+
+    with running(Starlette(routes=[Route("/v1/embeddings", sent, methods=["POST"])])) as url:
+        asyncio.run(main(url))
 
 
 def test_nobody_there_names_the_url_and_what_to_start() -> None:
@@ -301,44 +317,6 @@ def test_text_that_is_no_utf8_is_sent_all_the_same() -> None:
             await endpoint.close()
 
         asyncio.run(main())
-
-
-def record(store: MemoryStore, url: str, scopes: list[str]) -> list[str]:
-    """Ask the same thing in each scope in turn; what came back."""
-
-    async def main() -> list[str]:
-        oracle = make_oracle(OracleSpec(base_url=url), store, base_url=url, gate=None, checker=Checker())
-        children = {scope: oracle.within(scope) for scope in scopes}
-        try:
-            return [(await children[scope].complete(ASK)).text for scope in scopes]
-        finally:
-            await oracle.close()
-
-    return asyncio.run(main())
-
-
-def test_replies_are_replayed_by_scope_request_and_occurrence_whatever_the_url() -> None:
-    store = MemoryStore("run", "now")
-    with running(scripted("one", "two", "three", "four")) as url:
-        first = record(store, url, ["0/a", "0/a", "0/b"])
-    assert first == ["one", "two", "three"]
-    with running(scripted("five")) as other:
-        assert record(store, other, ["0/a", "0/a", "0/b", "0/b"]) == ["one", "two", "three", "five"]
-
-
-def test_an_oracle_without_embeddings_or_archive_says_so() -> None:
-    async def main() -> None:
-        url = "http://127.0.0.1:9/v1"
-        oracle = make_oracle(
-            OracleSpec(base_url=url), MemoryStore("run", "now"), base_url=url, gate=None, checker=Checker()
-        )
-        with pytest.raises(OracleError, match=r"set oracle\.embedding_model"):
-            await oracle.embed(["x"])
-        with pytest.raises(OracleError, match="nearest needs"):
-            await oracle.nearest("x")
-        await oracle.close()
-
-    asyncio.run(main())
 
 
 @settings(deadline=None)

@@ -199,6 +199,21 @@ def test_resuming_under_another_recipe_names_what_changed() -> None:
     asyncio.run(main())
 
 
+def test_resuming_may_change_how_oracles_are_reached_and_paid_and_nothing_they_say() -> None:
+    async def main() -> None:
+        archive = await small_archive(steps=1)
+        how = {"base_url": "http://127.0.0.1:9/v1", "max_usd": 9.0, "usd_per_million": (1.0, 2.0), "concurrency": 2}
+        config = Config(recipe=replace(RECIPE, oracle=replace(RECIPE.oracle, **how)))
+        state = await launch.take_up(archive, RUN, config)
+        assert state.recipe == RECIPE
+        assert launch.reached(config, state).recipe == config.recipe
+        other = replace(config.recipe, oracle=replace(config.recipe.oracle, model="another", temperature=0.5))
+        with pytest.raises(RecipeChanged, match=r"changed: oracle.model, oracle.temperature\."):
+            await launch.take_up(archive, RUN, Config(recipe=other))
+
+    asyncio.run(main())
+
+
 def test_resuming_takes_back_an_earlier_stop() -> None:
     async def main() -> None:
         archive = await small_archive(steps=1)
