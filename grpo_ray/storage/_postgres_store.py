@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from grpo_ray.canonical import digest, typed
@@ -48,8 +49,7 @@ class PostgresStore(Store):
 
     async def save_scored(self, step: int, scored: ScoredGroup) -> ScoredGroup:
         async def work(session: Session) -> ScoredGroup:
-            await put_group(session, self.run, step, scored.group)
-            if await session.one("begin_scoring", run=self.run, id=scored.group.id):
+            if await begin_scoring(session, self.run, step, scored.group):
                 said, rewards, parts = nouns.said_rows(self.run, scored)
                 await session.put("save_evaluation", *said)
                 await session.put("save_reward", *rewards)
@@ -207,6 +207,15 @@ async def put_group(session: Session, run: str, step: int, group: Group | LostGr
     new = await session.one("save_group", **nouns.group_row(run, step, group))
     if new and isinstance(group, Group):
         await session.put("save_rollout", *nouns.rollout_rows(run, group))
+
+
+async def begin_scoring(session: Session, run: str, step: int, group: Group) -> bool:
+    """Whether this is the first to score the group, which is nearly always there already."""
+    begin = partial(session.one, "begin_scoring", run=run, id=group.id)
+    if await begin():
+        return True
+    await put_group(session, run, step, group)
+    return await begin() is not None
 
 
 async def put_state(session: Session, run: str, state: RunState) -> None:
