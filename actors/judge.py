@@ -4,9 +4,9 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from grpo_ray.crew import open_oracle
-from grpo_ray.gate import Gate
 from grpo_ray.judging import LocalJudges
 from grpo_ray.launch import open_archive
+from grpo_ray.llm.gate import Gate
 from grpo_ray.recipe import Config
 from grpo_ray.secrets_file import read_secrets
 from grpo_ray.types import Evaluation, Group

@@ -11,8 +11,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from actors.calls import answer, insist, watched
-from grpo_ray import gate
 from grpo_ray.launch import open_archive
+from grpo_ray.llm import gate
 from grpo_ray.recipe import Config
 
 SAID_S = 60.0

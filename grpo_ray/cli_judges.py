@@ -99,7 +99,8 @@ def judge_report(
     storage: Storage = STORAGE,
 ) -> None:
     """How far a run's judges can be trusted: one page, with pictures."""
-    from grpo_ray import judge_page, oversight, terminal
+    from grpo_ray import oversight, terminal
+    from grpo_ray.trust import page as judge_page
 
     with told():
         found = ask(home, storage, lambda archive: oversight.judge_report(archive, run))

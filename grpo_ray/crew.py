@@ -14,8 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from grpo_ray.backends import make_generator, make_trainer
 from grpo_ray.checker import Checker
 from grpo_ray.continuous import batched
-from grpo_ray.gate import Gate, RateGate, specs_of, spent
 from grpo_ray.judging import LocalJudges
+from grpo_ray.llm.gate import Gate, RateGate, specs_of, spent
 from grpo_ray.oracle import make_oracle
 from grpo_ray.protocols import Archive, Crew, Generator, Oracle, Store, Trainer, Tunable
 from grpo_ray.recipe import Config, Recipe, RunState

@@ -20,9 +20,9 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import DisabledRepoError, HFValidationError, RepositoryNotFoundError
 
 from grpo_ray.backends import LIGHT
-from grpo_ray.endpoints import is_local
 from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, UnreachableError
 from grpo_ray.launch import load_inputs, open_archive
+from grpo_ray.llm.addresses import is_local
 from grpo_ray.recipe import Config, OracleSpec, Placement, Recipe
 from grpo_ray.secrets_file import NAME as SECRETS
 from grpo_ray.secrets_file import read_secrets

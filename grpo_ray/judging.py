@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from grpo_ray.canaries import CANARIES, passed, planted
 from grpo_ray.canonical import digest, short
 from grpo_ray.errors import ConfigError
 from grpo_ray.protocols import Oracle, Store
 from grpo_ray.recipe import JudgeSpec, Recipe
 from grpo_ray.registry import find, oracles_of
-from grpo_ray.trust import CANARY
+from grpo_ray.trust.alarms import CANARY
+from grpo_ray.trust.canaries import CANARIES, passed, planted
 from grpo_ray.types import Evaluation, Group
 
 BUGS = (TypeError, NameError, AttributeError, ImportError)

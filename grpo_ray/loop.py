@@ -11,7 +11,7 @@ from grpo_ray.population import evolve, plan_refill, plan_waves, with_fitness
 from grpo_ray.protocols import Control, Crew
 from grpo_ray.recipe import Recipe, RunState
 from grpo_ray.scoring import score
-from grpo_ray.trust import ALARM, STEPS, Review, held_back, reviewed
+from grpo_ray.trust.alarms import ALARM, STEPS, Review, held_back, reviewed
 from grpo_ray.types import Adapter, Group, Lesson, LostGroup, Policy, Population, ScoredGroup, Wave
 
 

@@ -25,10 +25,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from grpo_ray import mock_batch
 from grpo_ray.canonical import digest
 from grpo_ray.errors import ConfigError
-from grpo_ray.mock_faults import (
+from grpo_ray.stand_ins import batch as mock_batch
+from grpo_ray.stand_ins.faults import (
     CONTENT,
     IN_BATCH,
     KINDS,
@@ -40,9 +40,20 @@ from grpo_ray.mock_faults import (
     limited,
     no_quota,
 )
-from grpo_ray.mock_limits import Clock, Limits
-from grpo_ray.mock_record import Record
-from grpo_ray.mock_replies import FEATURES, MODELS, Answer, complete, embed, error, is_served, models, refusal, tokens
+from grpo_ray.stand_ins.limits import Clock, Limits
+from grpo_ray.stand_ins.record import Record
+from grpo_ray.stand_ins.replies import (
+    FEATURES,
+    MODELS,
+    Answer,
+    complete,
+    embed,
+    error,
+    is_served,
+    models,
+    refusal,
+    tokens,
+)
 
 CHAT, EMBEDDINGS = mock_batch.ENDPOINTS
 LARGEST = 8 << 20

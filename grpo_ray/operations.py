@@ -10,15 +10,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from grpo_ray import curation, exam, hindsight, registry, reports
+from grpo_ray import curation, exam, registry, reports
 from grpo_ray.canonical import digest, plain, short
 from grpo_ray.errors import ConfigError, MissingError
+from grpo_ray.forecasts import hindsight
 from grpo_ray.population import fits
 from grpo_ray.prompting import render
 from grpo_ray.protocols import Archive, Crew, Store, Want
 from grpo_ray.recipe import Recipe, RunState
 from grpo_ray.scoring import score
-from grpo_ray.trust import open_alarms
+from grpo_ray.trust.alarms import open_alarms
 from grpo_ray.types import LostGroup, Row, Sampling, ScoredGroup, ScoredRollout, Template, Wave
 
 Embed = Callable[[Sequence[str]], Awaitable[list[list[float]]]]

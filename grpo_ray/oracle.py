@@ -13,8 +13,8 @@ from typing import Any
 from grpo_ray.canonical import digest
 from grpo_ray.checker import Checker
 from grpo_ray.errors import ConfigError, OracleError
-from grpo_ray.gate import BUDGET, Gate, Spent
-from grpo_ray.llm import Endpoint, Trail, schema_of
+from grpo_ray.llm.endpoint import Endpoint, Trail, schema_of
+from grpo_ray.llm.gate import BUDGET, Gate, Spent
 from grpo_ray.protocols import Archive, Oracle, Store
 from grpo_ray.recipe import OracleSpec
 from grpo_ray.registry import hint

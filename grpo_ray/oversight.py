@@ -5,20 +5,21 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any
 
-from grpo_ray import registry, trust
+from grpo_ray import registry
 from grpo_ray.canonical import plain
 from grpo_ray.errors import ConfigError, MissingError
 from grpo_ray.explain import explain as explained
-from grpo_ray.gate import BUDGET, specs_of, spent
-from grpo_ray.judge_report import Saved
-from grpo_ray.judge_report import judge_report as report_of
-from grpo_ray.llm_batch import Batching
+from grpo_ray.llm.batch import Batching
+from grpo_ray.llm.gate import BUDGET, specs_of, spent
 from grpo_ray.operations import state_of, which
 from grpo_ray.protocols import Archive
 from grpo_ray.recipe import Recipe
 from grpo_ray.rejudging import Audit, with_added
 from grpo_ray.rejudging import rejudge as judged_again
-from grpo_ray.review import queue
+from grpo_ray.trust import alarms
+from grpo_ray.trust.queue import queue
+from grpo_ray.trust.report import Saved
+from grpo_ray.trust.report import judge_report as report_of
 
 
 async def explain(archive: Archive, id: str, run: str | None = None) -> dict[str, Any]:
@@ -36,9 +37,9 @@ async def accept_judges(archive: Archive, run: str | None = None, *, who: str) -
     """Take a person's word that the doubts about a run's judges may be passed over."""
     row = await which(archive, run)
     store = await archive.open(row["run"])
-    doubts = trust.open_alarms(await store.events())
+    doubts = alarms.open_alarms(await store.events())
     for one in doubts:
-        await store.save_event(row["step"], trust.ACCEPTED, {"kind": one["kind"], "judge": one["judge"], "who": who})
+        await store.save_event(row["step"], alarms.ACCEPTED, {"kind": one["kind"], "judge": one["judge"], "who": who})
     return {"run_id": row["run"], "accepted": [one["words"] for one in doubts]}
 
 
@@ -60,7 +61,7 @@ async def budget(archive: Archive, run: str | None, usd: float, door: str | None
 
 
 async def judge_report(archive: Archive, run: str | None = None) -> dict[str, Any]:
-    """Everything that tells how far a run's judges can be trusted (see `judge_report.judge_report`)."""
+    """Everything that tells how far a run's judges can be trusted (see `trust.report.judge_report`)."""
     row = await which(archive, run)
     store = await archive.open(row["run"])
     state = await state_of(store, row["run"])
@@ -78,8 +79,8 @@ async def review(archive: Archive, run: str | None = None, *, limit: int = 20) -
     store = await archive.open(row["run"])
     state = await state_of(store, row["run"])
     lessons = {step: await store.lessons(step, step) for step in range(state.step)}
-    newest = [[lesson.group for lesson in lessons[step]] for step in sorted(lessons)[-trust.STEPS :]]
-    found = trust.reviewed(newest, await store.events(), state.recipe.trust)
+    newest = [[lesson.group for lesson in lessons[step]] for step in sorted(lessons)[-alarms.STEPS :]]
+    found = alarms.reviewed(newest, await store.events(), state.recipe.trust)
     return {"run_id": row["run"], "items": plain(queue(lessons, found, limit))}
 
 

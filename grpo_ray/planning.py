@@ -18,11 +18,11 @@ from grpo_ray import attended, crew, exam, launch, terminal
 from grpo_ray.advantages import with_advantages
 from grpo_ray.canonical import plain, short
 from grpo_ray.errors import ConfigError, UnreachableError
-from grpo_ray.forecast import Forecast, fit, forecast, guess
-from grpo_ray.futures import Door, Measured, Planned
-from grpo_ray.gate import specs_of
-from grpo_ray.hindsight import EVENT, cost_of_lost, costs
+from grpo_ray.forecasts.forecast import Forecast, fit, forecast, guess
+from grpo_ray.forecasts.futures import Door, Measured, Planned
+from grpo_ray.forecasts.hindsight import EVENT, cost_of_lost, costs
 from grpo_ray.launch import Inputs
+from grpo_ray.llm.gate import specs_of
 from grpo_ray.population import begin, fits, plan_waves
 from grpo_ray.protocols import Crew, Store
 from grpo_ray.recipe import Config, Recipe, TrustSpec

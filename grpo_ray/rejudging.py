@@ -15,18 +15,18 @@ from statistics import fmean
 from typing import Any, Literal, get_args
 
 from grpo_ray.checker import Checker
-from grpo_ray.endpoints import brief
 from grpo_ray.errors import ConfigError, MissingError
-from grpo_ray.gate import BUDGET, RateGate, specs_of, spent
 from grpo_ray.judging import LocalJudges, Seat, chosen
-from grpo_ray.llm import Endpoint
-from grpo_ray.llm_batch import BatchEndpoint, Batching
-from grpo_ray.llm_batch_files import StoreMemory
+from grpo_ray.llm.addresses import brief
+from grpo_ray.llm.batch import BatchEndpoint, Batching
+from grpo_ray.llm.batch_files import StoreMemory
+from grpo_ray.llm.endpoint import Endpoint
+from grpo_ray.llm.gate import BUDGET, RateGate, specs_of, spent
 from grpo_ray.oracle import RecordingOracle, Switchboard
 from grpo_ray.protocols import Archive, Oracle, Store
 from grpo_ray.recipe import JudgeSpec, Recipe
 from grpo_ray.registry import check_settings, hint, oracles_of
-from grpo_ray.trust import HELD
+from grpo_ray.trust.alarms import HELD
 from grpo_ray.types import Attempt, Evaluation, Group, ScoredGroup
 
 Audit = Literal["repeat", "permuted", "second", "rejudged"]

@@ -19,9 +19,9 @@ import openai
 from openai import DefaultHttpx2Client, OpenAI
 
 from grpo_ray.canonical import short
-from grpo_ray.endpoints import brief, find_key, is_local, sendable
 from grpo_ray.errors import ConfigError
 from grpo_ray.generators._names import lost, rollout_seed
+from grpo_ray.llm.addresses import brief, find_key, is_local, sendable
 from grpo_ray.protocols import Generator
 from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Prompt, Rollout, Sampling, Wave
 

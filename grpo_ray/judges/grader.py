@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_ray.errors import ConfigError, OracleError
-from grpo_ray.formula import calculate, names_in
-from grpo_ray.graders import (
+from grpo_ray.graders.formula import calculate, names_in
+from grpo_ray.graders.placeholders import Unfilled, fill, scope_of
+from grpo_ray.graders.similarity import METRICS, cosine
+from grpo_ray.graders.specs import (
     Grader,
     LabelModel,
     Multi,
@@ -28,9 +30,7 @@ from grpo_ray.graders import (
     scaled,
     string_check,
 )
-from grpo_ray.placeholders import Unfilled, fill, scope_of
 from grpo_ray.protocols import Oracle
-from grpo_ray.similarity import METRICS, cosine
 from grpo_ray.types import Evaluation, Group, Task
 
 

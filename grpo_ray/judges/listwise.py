@@ -154,7 +154,7 @@ def check_settings(
 def first_place_wins(rationales: Iterable[str]) -> tuple[int, int]:
     """(wins of the answer that stood first, comparisons that were no tie) in what this judge said.
 
-    For `judge_bias.position_preference`. Each comparison is told of once, by the answer that stood first in it; rollouts
+    For `trust.bias.position_preference`. Each comparison is told of once, by the answer that stood first in it; rollouts
     with the text of an earlier one tell of none.
     """
     found = [match for words in rationales if (match := _TALLY.match(words))]

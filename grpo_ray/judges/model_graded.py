@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from grpo_ray.errors import ConfigError, OracleError
 from grpo_ray.fenced import fenced
-from grpo_ray.graders import choice_of, faults_of, instructed, read_yaml
-from grpo_ray.placeholders import scope_of
+from grpo_ray.graders.placeholders import scope_of
+from grpo_ray.graders.specs import choice_of, faults_of, instructed, read_yaml
 from grpo_ray.protocols import Oracle
 from grpo_ray.types import Evaluation, Group, Message, Reply, Task
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from grpo_ray.answers import final_answer, spoken
 from grpo_ray.canonical import short
 from grpo_ray.errors import ConfigError
-from grpo_ray.graders import read_yaml
+from grpo_ray.graders.specs import read_yaml
 from grpo_ray.types import ANY, Task
 
 Check = Literal["match", "includes", "fuzzy_match", "json_match"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from grpo_ray.canonical import plain
 from grpo_ray.errors import ConfigError
-from grpo_ray.placeholders import scope_of
+from grpo_ray.graders.placeholders import scope_of
 from grpo_ray.sandbox import Limits, run
 from grpo_ray.types import Task
 

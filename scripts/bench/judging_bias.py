@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from rows import row
 
-from grpo_ray.judge_bias import Finding, alarms, biases, noisy_dimensions, position_preference
+from grpo_ray.trust.bias import Finding, alarms, biases, noisy_dimensions, position_preference
 
 SIGMA = 0.12
 """The judge's own noise, in marks."""

@@ -11,9 +11,9 @@ from collections import Counter
 from typing import Any
 
 from grpo_ray.checker import Checker
-from grpo_ray.gate import RateGate, specs_of, spent
 from grpo_ray.judging import LocalJudges
 from grpo_ray.launch import open_archive
+from grpo_ray.llm.gate import RateGate, specs_of, spent
 from grpo_ray.loop import attempt
 from grpo_ray.oracle import make_oracle
 from grpo_ray.population import begin

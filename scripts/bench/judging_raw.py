@@ -9,8 +9,8 @@ from judging_crew import SIZE, group
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 
 from grpo_ray.judges import rubric
-from grpo_ray.llm import schema_of
-from grpo_ray.shapes import response_format
+from grpo_ray.llm.endpoint import schema_of
+from grpo_ray.llm.shapes import response_format
 
 
 async def asked(url: str, rows: int, concurrency: int) -> float:

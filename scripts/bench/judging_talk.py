@@ -8,11 +8,11 @@ from typing import Any
 import uvicorn
 from rows import row
 
-from grpo_ray.injections import INJECTIONS, naive_request
 from grpo_ray.judges import rubric
-from grpo_ray.llm import Endpoint
+from grpo_ray.llm.endpoint import Endpoint
 from grpo_ray.mock_openai import make_app
 from grpo_ray.recipe import OracleSpec
+from grpo_ray.stand_ins.injections import INJECTIONS, naive_request
 from grpo_ray.types import Message
 
 QUESTION, WRONG = "What is 345 + 678?", "345 + 678 = 999\nAnswer: 999"

@@ -12,8 +12,8 @@ import ray
 from little import stage
 
 from actors import rate_gate
-from grpo_ray.gate import Outcome, Spent, door_of
 from grpo_ray.launch import open_archive
+from grpo_ray.llm.gate import Outcome, Spent, door_of
 from grpo_ray.recipe import Config, OracleSpec
 from grpo_ray.types import Attempt
 

@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from grpo_ray.llm import Endpoint, Trail
-from grpo_ray.mock_faults import broken, client_stays
+from grpo_ray.llm.endpoint import Endpoint, Trail
 from grpo_ray.recipe import OracleSpec
+from grpo_ray.stand_ins.faults import broken, client_stays
 from grpo_ray.types import Attempt, Message, Reply
 
 ASK = [Message("user", "How good is it?")]

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from grpo_ray.judge_report import Saved
 from grpo_ray.recipe import JudgeSpec, Named, Recipe, RewardSpec, TrustSpec
+from grpo_ray.trust.report import Saved
 from grpo_ray.types import (
     Attempt,
     Evaluation,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from grpo_ray.agreement import Estimate, Metric, icc, krippendorff_alpha, repeat_noise, verifier_agreement
+from grpo_ray.trust.agreement import Estimate, Metric, icc, krippendorff_alpha, repeat_noise, verifier_agreement
 
 X = np.nan
 KRIPPENDORFF = [

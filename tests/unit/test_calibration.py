@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_ray.calibration import (
+from grpo_ray.trust.calibration import (
     Calibration,
     Mean,
     classical_mean,

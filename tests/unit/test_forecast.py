@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from grpo_ray.forecast import Forecast, fit, forecast, guess
-from grpo_ray.futures import Calls, Door, GroupCost, Measured, Planned, futures
-from grpo_ray.hindsight import coverage, looked_back
+from grpo_ray.forecasts.forecast import Forecast, fit, forecast, guess
+from grpo_ray.forecasts.futures import Calls, Door, GroupCost, Measured, Planned, futures
+from grpo_ray.forecasts.hindsight import coverage, looked_back
 
 PLANNED = Planned(steps=10, prompts=8, templates=4, group_size=8, train_tasks=100)
 DOOR = "host judge"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_ray.gate import (
+from grpo_ray.llm.gate import (
     BREAK_S,
     BURST_S,
     DEAD,

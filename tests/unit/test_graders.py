@@ -11,8 +11,10 @@ from pydantic import BaseModel
 
 from grpo_ray.errors import ConfigError
 from grpo_ray.fenced import fenced, unfenced
-from grpo_ray.formula import calculate, names_in
-from grpo_ray.graders import (
+from grpo_ray.graders.formula import calculate, names_in
+from grpo_ray.graders.placeholders import Unfilled, check_template, fill, scope_of
+from grpo_ray.graders.similarity import METRICS
+from grpo_ray.graders.specs import (
     Grader,
     LabelModel,
     Multi,
@@ -28,8 +30,6 @@ from grpo_ray.graders import (
     scaled,
     string_check,
 )
-from grpo_ray.placeholders import Unfilled, check_template, fill, scope_of
-from grpo_ray.similarity import METRICS
 from grpo_ray.types import Task
 
 PAIRS: list[tuple[Any, type[BaseModel]]] = [

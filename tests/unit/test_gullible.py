@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_ray import gullible, stand_in
-from grpo_ray.injections import INJECTIONS, naive_request
 from grpo_ray.judges.rubric import DIMENSIONS, request
-from grpo_ray.mock_replies import first_data, reply_to
+from grpo_ray.stand_ins import gullible
+from grpo_ray.stand_ins import rules as stand_in
+from grpo_ray.stand_ins.injections import INJECTIONS, naive_request
+from grpo_ray.stand_ins.replies import first_data, reply_to
 
 SUM = "What is 345 + 678?"
 RIGHT = "5+8+0=13\n4+7+1=12\n3+6+1=10\nAnswer: 1023"

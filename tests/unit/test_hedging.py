@@ -11,8 +11,8 @@ from serving import running
 from starlette.responses import Response
 
 from grpo_ray.errors import OracleError
-from grpo_ray.gate import RateGate, door_of
-from grpo_ray.llm import KNOWN, Endpoint, Trail
+from grpo_ray.llm.endpoint import KNOWN, Endpoint, Trail
+from grpo_ray.llm.gate import RateGate, door_of
 from grpo_ray.recipe import OracleSpec
 
 pytestmark = pytest.mark.process

@@ -6,8 +6,19 @@ import pytest
 from small_run import CHILD, OUTCOME, SEED, lesson
 
 from grpo_ray.canonical import plain
-from grpo_ray.forecast import Expected, Forecast, guess
-from grpo_ray.hindsight import EVENT, actual, by_group, costs, coverage, gain, is_rewrite, judged, review, worth
+from grpo_ray.forecasts.forecast import Expected, Forecast, guess
+from grpo_ray.forecasts.hindsight import (
+    EVENT,
+    actual,
+    by_group,
+    costs,
+    coverage,
+    gain,
+    is_rewrite,
+    judged,
+    review,
+    worth,
+)
 from grpo_ray.types import Attempt
 
 LESSONS = [lesson(0, SEED), lesson(1, CHILD)]

@@ -4,8 +4,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pytest
 
-from grpo_ray.calibration import student_quantile
-from grpo_ray.judge_bias import (
+from grpo_ray.trust.bias import (
     Alarm,
     Finding,
     alarms,
@@ -16,6 +15,7 @@ from grpo_ray.judge_bias import (
     position_preference,
     rows_needed,
 )
+from grpo_ray.trust.calibration import student_quantile
 
 X = np.nan
 SIGMA = 0.12

@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import pytest
 from judged import RECIPE, canaries, faulty, scored
 
-from grpo_ray import pictures
-from grpo_ray.judge_page import chance, number, page, percent, percents, span
-from grpo_ray.judge_report import Saved, judge_report
+from grpo_ray.trust import pictures
+from grpo_ray.trust.page import chance, number, page, percent, percents, span
+from grpo_ray.trust.report import Saved, judge_report
 
 HOSTILE = (
     "</svg></style></title><script>alert(1)</script><img src=x onerror='alert(2)'>\"'{{ 7 * 7 }}\x1b[31m\u202e\ud800"

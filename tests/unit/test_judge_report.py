@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from judged import OPENER, RECIPE, canaries, faulty, scored
 
-from grpo_ray.judge_report import PHRASES, Saved, distribution, judge_report
-from grpo_ray.judge_sheet import places_in_request, sheet
 from grpo_ray.recipe import JudgeSpec, RewardSpec
+from grpo_ray.trust.report import PHRASES, Saved, distribution, judge_report
+from grpo_ray.trust.sheet import places_in_request, sheet
 from grpo_ray.types import Evaluation, ScoredRollout
 
 NAMES = ("depth", "reasoning", "relevance")

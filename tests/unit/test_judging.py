@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from serving import Canned, group
 
-from grpo_ray.canaries import CANARIES
 from grpo_ray.errors import ConfigError, OracleError
 from grpo_ray.judging import EXAM, LocalJudges, checked, chosen, version_of
 from grpo_ray.loop import attempt
@@ -17,7 +16,8 @@ from grpo_ray.protocols import Crew, Oracle
 from grpo_ray.recipe import JudgeSpec, Named, OracleSpec, Recipe, RewardSpec, TrustSpec
 from grpo_ray.registry import find
 from grpo_ray.storage.memory import MemoryStore
-from grpo_ray.trust import CANARY, HELD
+from grpo_ray.trust.alarms import CANARY, HELD
+from grpo_ray.trust.canaries import CANARIES
 from grpo_ray.types import Evaluation, Group, Message, Policy, Population, Reply, TaskSet
 
 ASKING, ORDERING = JudgeSpec(name="odd_judges.asking"), JudgeSpec(name="odd_judges.ordering")

@@ -11,11 +11,11 @@ from serving import Canned, group
 
 from grpo_ray.errors import ConfigError, OracleError
 from grpo_ray.fenced import unfenced
-from grpo_ray.judge_bias import position_preference
 from grpo_ray.judges import listwise
 from grpo_ray.judges.listwise import Ranked, first_place_wins, tallied
 from grpo_ray.registry import check_settings
-from grpo_ray.stand_in_ranking import rank
+from grpo_ray.stand_ins.ranking import rank
+from grpo_ray.trust.bias import position_preference
 from grpo_ray.types import Evaluation, Message, Reply
 
 ONE = {"dimensions": {"clarity": "Is it clear?"}}

@@ -15,10 +15,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from grpo_ray.errors import ConfigError, MissingError, OracleError, UnreachableError
-from grpo_ray.llm import Endpoint, api_key, unit
+from grpo_ray.llm.endpoint import Endpoint, api_key, unit
+from grpo_ray.llm.shapes import accepted, json_objects
 from grpo_ray.mock_openai import Behaviour
 from grpo_ray.recipe import OracleSpec
-from grpo_ray.shapes import accepted, json_objects
 from grpo_ray.types import Message
 
 pytestmark = pytest.mark.process

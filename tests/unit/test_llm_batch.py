@@ -13,14 +13,14 @@ from serving import running
 from starlette.types import Receive, Scope, Send
 
 from grpo_ray.errors import OracleError
-from grpo_ray.gate import RateGate, Spent
-from grpo_ray.llm import Trail
-from grpo_ray.llm_batch import BatchEndpoint, Batching, Landed, meaning
-from grpo_ray.llm_batch_files import Sent, StoreMemory, named, read_lines
-from grpo_ray.llm_replies import Refused
-from grpo_ray.mock_faults import Faults
+from grpo_ray.llm.batch import BatchEndpoint, Batching, Landed, meaning
+from grpo_ray.llm.batch_files import Sent, StoreMemory, named, read_lines
+from grpo_ray.llm.endpoint import Trail
+from grpo_ray.llm.gate import RateGate, Spent
+from grpo_ray.llm.replies import Refused
 from grpo_ray.mock_openai import Behaviour, make_app
 from grpo_ray.recipe import OracleSpec
+from grpo_ray.stand_ins.faults import Faults
 from grpo_ray.storage.memory import MemoryStore
 from grpo_ray.types import Attempt, Message, Reply
 

@@ -10,11 +10,11 @@ from serving import running, stand_in
 from starlette.responses import Response
 
 from grpo_ray.errors import OracleError
-from grpo_ray.gate import Outcome, RateGate, door_of
-from grpo_ray.llm import RETRIES, Endpoint, Trail
-from grpo_ray.mock_faults import KINDS, Faults
+from grpo_ray.llm.endpoint import RETRIES, Endpoint, Trail
+from grpo_ray.llm.gate import Outcome, RateGate, door_of
 from grpo_ray.mock_openai import Behaviour
 from grpo_ray.recipe import OracleSpec
+from grpo_ray.stand_ins.faults import KINDS, Faults
 from grpo_ray.types import Reply
 
 pytestmark = pytest.mark.process

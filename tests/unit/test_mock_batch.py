@@ -12,9 +12,9 @@ from openai.types import Batch
 from serving import running
 from starlette.testclient import TestClient
 
-from grpo_ray.mock_batch import read_lines
-from grpo_ray.mock_faults import Faults
 from grpo_ray.mock_openai import Behaviour, make_app
+from grpo_ray.stand_ins.batch import read_lines
+from grpo_ray.stand_ins.faults import Faults
 
 pytestmark = pytest.mark.process
 

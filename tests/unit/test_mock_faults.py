@@ -15,9 +15,9 @@ from serving import stand_in
 from starlette.testclient import TestClient
 
 from grpo_ray.errors import ConfigError
-from grpo_ray.mock_faults import KINDS, Faults, fault_of, latency
-from grpo_ray.mock_limits import Bucket, duration
 from grpo_ray.mock_openai import Behaviour, make_app
+from grpo_ray.stand_ins.faults import KINDS, Faults, fault_of, latency
+from grpo_ray.stand_ins.limits import Bucket, duration
 
 pytestmark = pytest.mark.process
 

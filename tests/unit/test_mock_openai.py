@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from serving import stand_in as served
 from starlette.testclient import TestClient
 
-from grpo_ray import stand_in
 from grpo_ray.errors import ConfigError
 from grpo_ray.fenced import fenced
-from grpo_ray.injections import naive_request
 from grpo_ray.judges.rubric import DIMENSIONS
 from grpo_ray.mock_openai import Behaviour, behaviour_of, make_app, parser
-from grpo_ray.mock_replies import MODELS, vector
 from grpo_ray.mutations.rewrite import jinja
+from grpo_ray.stand_ins import rules as stand_in
+from grpo_ray.stand_ins.injections import naive_request
+from grpo_ray.stand_ins.replies import MODELS, vector
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 

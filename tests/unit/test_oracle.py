@@ -11,7 +11,7 @@ from serving import running, stand_in
 
 from grpo_ray.checker import Checker
 from grpo_ray.errors import ConfigError, OracleError
-from grpo_ray.gate import BUDGET, RateGate, Spent, door_of
+from grpo_ray.llm.gate import BUDGET, RateGate, Spent, door_of
 from grpo_ray.oracle import RecordingOracle, make_oracle
 from grpo_ray.recipe import OracleSpec
 from grpo_ray.storage.memory import MemoryStore

@@ -9,9 +9,9 @@ from small_run import RUN, small_archive
 
 from grpo_ray import operations, oversight
 from grpo_ray.errors import ConfigError, MissingError
-from grpo_ray.gate import BUDGET
-from grpo_ray.judge_page import page, words
-from grpo_ray.trust import ALARM, Alarm
+from grpo_ray.llm.gate import BUDGET
+from grpo_ray.trust.alarms import ALARM, Alarm
+from grpo_ray.trust.page import page, words
 
 DOUBT = asdict(Alarm("canaries", "rubric", "rubric took 3 of 9 canaries for good answers"))
 

@@ -11,13 +11,14 @@ import pytest
 from rich.console import Console
 from serving import Canned
 
-from grpo_ray import hindsight, launch, planning
+from grpo_ray import launch, planning
 from grpo_ray.backends import make_generator, make_trainer
 from grpo_ray.canonical import typed
 from grpo_ray.crew import Contents, Desk, LocalGenerators, LocalTrainers
 from grpo_ray.errors import ConfigError, UnreachableError
-from grpo_ray.forecast import Forecast
-from grpo_ray.futures import Calls, GroupCost, Measured
+from grpo_ray.forecasts import hindsight
+from grpo_ray.forecasts.forecast import Forecast
+from grpo_ray.forecasts.futures import Calls, GroupCost, Measured
 from grpo_ray.launch import Inputs
 from grpo_ray.population import begin
 from grpo_ray.protocols import Crew, Store

@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from grpo_ray.endpoints import LONGEST_S, retry_after
 from grpo_ray.errors import OracleError
-from grpo_ray.llm import Endpoint
-from grpo_ray.profiles import objection, parameters, reasons
+from grpo_ray.llm.addresses import LONGEST_S, retry_after
+from grpo_ray.llm.endpoint import Endpoint
+from grpo_ray.llm.profiles import objection, parameters, reasons
 from grpo_ray.recipe import OracleSpec
 
 OPENAI, OTHER = "https://api.openai.com/v1", "https://api.example.com/v1"

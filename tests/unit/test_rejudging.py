@@ -10,18 +10,18 @@ from serving import stand_in
 
 from grpo_ray.checker import Checker
 from grpo_ray.errors import ConfigError, MissingError
-from grpo_ray.gate import BUDGET
 from grpo_ray.judging import LocalJudges
-from grpo_ray.llm_batch import Batching
-from grpo_ray.mock_faults import Faults
+from grpo_ray.llm.batch import Batching
+from grpo_ray.llm.gate import BUDGET
 from grpo_ray.mock_openai import Behaviour
 from grpo_ray.oracle import make_oracle
 from grpo_ray.protocols import Archive, Store
 from grpo_ray.recipe import JudgeSpec, Named, OracleSpec, Recipe, RewardSpec, RunState, TrustSpec
 from grpo_ray.rejudging import changed, rejudge, with_added
 from grpo_ray.scoring import score
+from grpo_ray.stand_ins.faults import Faults
 from grpo_ray.storage.memory import make_storage
-from grpo_ray.trust import marks
+from grpo_ray.trust.alarms import marks
 from grpo_ray.types import (
     Evaluation,
     Group,

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from judged import Said, scored
 
 from grpo_ray.errors import ConfigError
-from grpo_ray.review import UNCHECKED, labelled, queue
-from grpo_ray.trust import Alarm, Review
+from grpo_ray.trust.alarms import Alarm, Review
+from grpo_ray.trust.queue import UNCHECKED, labelled, queue
 from grpo_ray.types import Evaluation, Lesson
 
 MARK, AGAIN, VERDICT = ("rubric", "x", ""), ("rubric", "x", "repeat"), ("verifier", "verified", "")

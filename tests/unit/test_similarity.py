@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_ray import similarity
-from grpo_ray.similarity import METRICS, aligned, clipped, common_length, cosine, stem
+from grpo_ray.graders import similarity
+from grpo_ray.graders.similarity import METRICS, aligned, clipped, common_length, cosine, stem
 
 CAT = "the cat sat on the mat"
 

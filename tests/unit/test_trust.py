@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from serving import group
 
 from grpo_ray.recipe import TrustSpec
-from grpo_ray.trust import (
+from grpo_ray.trust.alarms import (
     ACCEPTED,
     CANARY,
     HELD,

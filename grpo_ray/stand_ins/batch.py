@@ -16,8 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from grpo_ray.canonical import digest_bytes
-from grpo_ray.mock_limits import Clock
-from grpo_ray.mock_replies import Answer, refusal
+from grpo_ray.stand_ins.limits import Clock
+from grpo_ray.stand_ins.replies import Answer, refusal
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/embeddings")
 LARGEST = 64 << 20

@@ -9,8 +9,8 @@ from typing import Any
 
 from grpo_ray import curation
 from grpo_ray.canonical import plain, typed
-from grpo_ray.forecast import Forecast, forecast
-from grpo_ray.futures import DRAWS, Calls, GroupCost, Measured, Planned
+from grpo_ray.forecasts.forecast import Forecast, forecast
+from grpo_ray.forecasts.futures import DRAWS, Calls, GroupCost, Measured, Planned
 from grpo_ray.types import Attempt, Lesson, LostGroup
 
 EVENT = "forecast"

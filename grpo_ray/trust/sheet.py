@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grpo_ray.recipe import Recipe
-from grpo_ray.trust import HELD, VERIFIED, Dimension
+from grpo_ray.trust.alarms import HELD, VERIFIED, Dimension
 from grpo_ray.types import Evaluation, ScoredGroup, ScoredRollout
 
 Array = NDArray[Any]

@@ -4,9 +4,9 @@ from typing import Any
 
 import openai
 
-from grpo_ray.endpoints import brief, retry_after
 from grpo_ray.errors import OracleError
-from grpo_ray.gate import Outcome
+from grpo_ray.llm.addresses import brief, retry_after
+from grpo_ray.llm.gate import Outcome
 from grpo_ray.recipe import OracleSpec
 
 Read = tuple[str, Outcome, OracleError]

@@ -19,13 +19,13 @@ import openai
 from openai.types import Batch
 from openai.types.chat import ChatCompletion
 
-from grpo_ray.endpoints import brief
 from grpo_ray.errors import OracleError
-from grpo_ray.gate import Closed, Gate, Outcome, usd
-from grpo_ray.llm import PAUSES, RETRIES, Endpoint, Trail
-from grpo_ray.llm_batch_files import Memory, Said, Sent, named, read_lines
-from grpo_ray.llm_replies import Again, Refused, explain, finished, used
-from grpo_ray.profiles import CAPS, objection, parameters
+from grpo_ray.llm.addresses import brief
+from grpo_ray.llm.batch_files import Memory, Said, Sent, named, read_lines
+from grpo_ray.llm.endpoint import PAUSES, RETRIES, Endpoint, Trail
+from grpo_ray.llm.gate import Closed, Gate, Outcome, usd
+from grpo_ray.llm.profiles import CAPS, objection, parameters
+from grpo_ray.llm.replies import Again, Refused, explain, finished, used
 from grpo_ray.recipe import OracleSpec
 from grpo_ray.types import Attempt, Reply
 

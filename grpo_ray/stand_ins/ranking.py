@@ -4,7 +4,7 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from grpo_ray.stand_in import Look, accuracy, consistency, look, reasoning, relevance
+from grpo_ray.stand_ins.rules import Look, accuracy, consistency, look, reasoning, relevance
 
 RULES = (reasoning, consistency, relevance, accuracy)
 

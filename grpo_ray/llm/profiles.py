@@ -4,7 +4,7 @@ import re
 from collections.abc import Container
 from typing import Any
 
-from grpo_ray.endpoints import host
+from grpo_ray.llm.addresses import host
 from grpo_ray.recipe import OracleSpec
 
 REASONING = re.compile(r"(^|/)(o\d|gpt-[5-9]|gpt-[12]\d)(?!.*-chat)", re.IGNORECASE)

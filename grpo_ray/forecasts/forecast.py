@@ -8,7 +8,17 @@ from typing import Literal
 
 import numpy as np
 
-from grpo_ray.futures import DRAWS, DRIFT, PACE, REWRITE_TOKENS, UNKNOWN_SPREAD, Array, Measured, Planned, futures
+from grpo_ray.forecasts.futures import (
+    DRAWS,
+    DRIFT,
+    PACE,
+    REWRITE_TOKENS,
+    UNKNOWN_SPREAD,
+    Array,
+    Measured,
+    Planned,
+    futures,
+)
 
 Limit = Literal["", "money", "time"]
 INNER = ("answers", "judged")

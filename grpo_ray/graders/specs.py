@@ -32,8 +32,8 @@ from pydantic import (
 from grpo_ray.canonical import canonical
 from grpo_ray.errors import ConfigError
 from grpo_ray.fenced import NOTICE, fenced
-from grpo_ray.formula import names_in
-from grpo_ray.placeholders import check_template, fill
+from grpo_ray.graders.formula import names_in
+from grpo_ray.graders.placeholders import check_template, fill
 from grpo_ray.types import Message
 from grpo_ray.wording import worded
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from grpo_ray.agreement import krippendorff_alpha, repeat_noise, verifier_agreement
 from grpo_ray.blending import blend, counted
-from grpo_ray.calibration import classical_mean, powered_mean
-from grpo_ray.judge_sheet import Array, Sheet, mean_of
 from grpo_ray.recipe import Recipe, RewardSpec
 from grpo_ray.scoring import find_reward, finite, is_trl
+from grpo_ray.trust.agreement import krippendorff_alpha, repeat_noise, verifier_agreement
+from grpo_ray.trust.calibration import classical_mean, powered_mean
+from grpo_ray.trust.sheet import Array, Sheet, mean_of
 from grpo_ray.types import Evaluation, RewardPart, ScoredGroup, ScoredRollout
 
 Numbers = dict[str, Any]

@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from grpo_ray import pictures
-from grpo_ray.pictures import visible
+from grpo_ray.trust import pictures
+from grpo_ray.trust.pictures import visible
 
 PAGES = Path(__file__).parent / "pages"
 UNKNOWN = "—"

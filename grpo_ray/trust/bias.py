@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from grpo_ray.calibration import f_above, f_quantile, student_p, student_quantile
+from grpo_ray.trust.calibration import f_above, f_quantile, student_p, student_quantile
 
 Array = NDArray[Any]
 Kind = Literal["truth", "length", "position", "feature", "preference", "noise"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from time import monotonic, time_ns
 from typing import Literal, Protocol
 
-from grpo_ray.endpoints import host
 from grpo_ray.errors import OracleError
+from grpo_ray.llm.addresses import host
 from grpo_ray.recipe import OracleSpec, Recipe
 from grpo_ray.types import Attempt
 

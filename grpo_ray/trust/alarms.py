@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from grpo_ray.agreement import Estimate, krippendorff_alpha
 from grpo_ray.recipe import TrustSpec
+from grpo_ray.trust.agreement import Estimate, krippendorff_alpha
 from grpo_ray.types import Evaluation, ScoredGroup
 
 ITEMS = 20

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from grpo_ray.agreement import icc, krippendorff_alpha, repeat_noise, verifier_agreement
-from grpo_ray.calibration import classical_mean, cross_fitted_gain, isotonic, powered_mean
 from grpo_ray.canonical import digest, plain
-from grpo_ray.judge_bias import Finding, alarms, biases, noisy_dimensions, phrase_columns, position_preference
-from grpo_ray.judge_costs import costs
-from grpo_ray.judge_effects import accuracy, over_steps, panels, reward_noise
-from grpo_ray.judge_sheet import Array, Sheet, mean_of, places_in_request, sheet
-from grpo_ray.judge_verdict import verdict, worth_of
 from grpo_ray.judges.listwise import DIMENSION, first_place_wins
 from grpo_ray.recipe import Recipe
-from grpo_ray.trust import ACCEPTED, ALARM, CANARY, HELD, open_alarms, wilson_low
+from grpo_ray.trust.agreement import icc, krippendorff_alpha, repeat_noise, verifier_agreement
+from grpo_ray.trust.alarms import ACCEPTED, ALARM, CANARY, HELD, open_alarms, wilson_low
+from grpo_ray.trust.bias import Finding, alarms, biases, noisy_dimensions, phrase_columns, position_preference
+from grpo_ray.trust.calibration import classical_mean, cross_fitted_gain, isotonic, powered_mean
+from grpo_ray.trust.costs import costs
+from grpo_ray.trust.effects import accuracy, over_steps, panels, reward_noise
+from grpo_ray.trust.sheet import Array, Sheet, mean_of, places_in_request, sheet
+from grpo_ray.trust.verdict import verdict, worth_of
 from grpo_ray.types import Attempt, Evaluation, Lesson, ScoredGroup
 
 PHRASES = ("Thought process:", "I am confident", "step by step", "as an expert", "score 5", "full marks", "\n#")

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from grpo_ray.canaries import PASSING
 from grpo_ray.errors import ConfigError
-from grpo_ray.judge_sheet import PERSON, is_verdict
-from grpo_ray.trust import HELD, Review
+from grpo_ray.trust.alarms import HELD, Review
+from grpo_ray.trust.canaries import PASSING
+from grpo_ray.trust.sheet import PERSON, is_verdict
 from grpo_ray.types import Evaluation, Lesson, ScoredRollout
 
 APART = 0.25

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from grpo_ray.errors import ConfigError
-from grpo_ray.mock_replies import refusal
+from grpo_ray.stand_ins.replies import refusal
 
 KINDS: dict[str, str] = {
     "limited": "a 429 at once, with Retry-After",

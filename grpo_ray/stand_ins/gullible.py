@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from grpo_ray import stand_in
+from grpo_ray.stand_ins import rules as stand_in
 
 LOWEST, HIGHEST = 1.0, 5.0
 ATTENTION = 20_000

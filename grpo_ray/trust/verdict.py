@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from grpo_ray.trust import ITEMS
+from grpo_ray.trust.alarms import ITEMS
 
 Numbers = Mapping[str, Any]
 Worth = Literal["trusted", "not trusted", "says nothing", "unknown"]

@@ -21,10 +21,11 @@ import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 from pydantic import BaseModel
 
-from grpo_ray.endpoints import brief, find_key, is_local, sendable
 from grpo_ray.errors import MissingError, OracleError, UnreachableError
-from grpo_ray.gate import Gate, Outcome, RateGate, door_of, usd
-from grpo_ray.llm_replies import (
+from grpo_ray.llm.addresses import brief, find_key, is_local, sendable
+from grpo_ray.llm.gate import Gate, Outcome, RateGate, door_of, usd
+from grpo_ray.llm.profiles import CAPS, objection, parameters
+from grpo_ray.llm.replies import (
     Again,
     Refused,
     choice_of,
@@ -37,10 +38,9 @@ from grpo_ray.llm_replies import (
     used,
     vectors,
 )
-from grpo_ray.profiles import CAPS, objection, parameters
+from grpo_ray.llm.shapes import RUNGS, accepted, ask_for, response_format
 from grpo_ray.recipe import OracleSpec
 from grpo_ray.registry import hint
-from grpo_ray.shapes import RUNGS, accepted, ask_for, response_format
 from grpo_ray.types import Attempt, Message, Reply
 
 RETRIES = 4

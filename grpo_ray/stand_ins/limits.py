@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from starlette.responses import JSONResponse
 
 from grpo_ray.errors import ConfigError
-from grpo_ray.mock_replies import error
+from grpo_ray.stand_ins.replies import error
 
 Clock = Callable[[], float]
 

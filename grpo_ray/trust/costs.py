@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from grpo_ray import curation
-from grpo_ray.hindsight import gain, is_rewrite, summed, worth
+from grpo_ray.forecasts.hindsight import gain, is_rewrite, summed, worth
 from grpo_ray.types import Attempt, Lesson
 
 Numbers = dict[str, Any]

@@ -10,9 +10,10 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from grpo_ray import gullible, stand_in, stand_in_ranking
 from grpo_ray.canonical import digest
 from grpo_ray.fenced import unfenced
+from grpo_ray.stand_ins import gullible, ranking
+from grpo_ray.stand_ins import rules as stand_in
 
 MODEL = "stand-in"
 GULLIBLE_MODEL = "stand-in-gullible"
@@ -84,7 +85,7 @@ def reply_to(messages: list[dict[str, Any]], form: dict[str, Any], model: str = 
     if isinstance(data, dict) and {"question", "answers", "dimensions"} <= data.keys():
         return json.dumps(stand_in.judge(data))
     if isinstance(data, dict) and {"question", "answers", "rank_by"} <= data.keys():
-        return json.dumps(stand_in_ranking.rank(data))
+        return json.dumps(ranking.rank(data))
     if isinstance(data, dict) and {"template", "worst"} <= data.keys():
         return json.dumps(stand_in.rewrite(data, digest(texts)))
     if form["type"] == "json_schema":
