@@ -15,8 +15,8 @@ from grpo_ray.errors import ConfigError
 from grpo_ray.protocols import Oracle, Store
 from grpo_ray.recipe import JudgeSpec, Recipe
 from grpo_ray.registry import find, oracles_of
-from grpo_ray.trust.alarms import CANARY
-from grpo_ray.trust.canaries import CANARIES, passed, planted
+from grpo_ray.trust.alarms import CANARY, VERIFIED
+from grpo_ray.trust.canaries import fitting, passed, planted
 from grpo_ray.types import Evaluation, Group
 
 BUGS = (TypeError, NameError, AttributeError, ImportError)
@@ -52,7 +52,8 @@ class LocalJudges:
             if chosen(self._recipe.trust.audit, "audit", group):
                 audits = await asyncio.gather(*(self._audit(seat, step, group) for seat in spoke))
             if self._store and chosen(self._recipe.trust.canaries * len(group.rollouts), "canary", group):
-                await asyncio.gather(*(self._plant(seat, step, group, self._store) for seat in spoke))
+                right = known_right(group, [one for some in said for one in some])
+                await asyncio.gather(*(self._plant(seat, step, group, right, self._store) for seat in spoke))
         return tuple(one for some in (*said, *audits) for one in some)
 
     async def _ask(
@@ -89,15 +90,22 @@ class LocalJudges:
         said = await asyncio.gather(*(self._ask(seat, step, group, kind, settings) for kind, settings in kinds))
         return [one for some in said for one in some]
 
-    async def _plant(self, seat: Seat, step: int, group: Group, store: Store) -> None:
+    async def _plant(self, seat: Seat, step: int, group: Group, right: str | None, store: Store) -> None:
         """Have one canary judged, and keep what came of it."""
-        canary = CANARIES[draw("kind", group) % len(CANARIES)]
+        kinds = fitting(right)
+        canary = kinds[draw("kind", group) % len(kinds)]
         said = await self._ask(seat, step, planted(group, canary))
         if (fooled := passed(said)) is None:
             return
         names = {"group": group.id, "judge": said[0].judge, "version": seat.version}
         detail = {"canary": canary.kind, "passed": fooled, "scores": {one.dimension: one.score for one in said}}
         await store.save_event(step, CANARY, {**names, **detail})
+
+
+def known_right(group: Group, said: Sequence[Evaluation]) -> str | None:
+    """The first answer of the group that a verifier found right."""
+    right = {one.rollout_id for one in said if one.dimension == VERIFIED and not one.model and one.score == 1.0}
+    return next((rollout.text for rollout in group.rollouts if rollout.id in right), None)
 
 
 def chosen(share: float, purpose: str, group: Group) -> bool:

@@ -14,6 +14,7 @@ from grpo_ray import curation, exam, registry, reports
 from grpo_ray.canonical import digest, plain, short
 from grpo_ray.errors import ConfigError, MissingError
 from grpo_ray.forecasts import hindsight
+from grpo_ray.llm.gate import without_money
 from grpo_ray.population import fits
 from grpo_ray.prompting import render
 from grpo_ray.protocols import Archive, Crew, Store, Want
@@ -84,9 +85,13 @@ async def status(archive: Archive, run: str | None = None) -> dict[str, Any]:
 
 
 async def judging(store: Store, state: RunState) -> dict[str, Any]:
-    """What stands against a run's judges: dimensions that do not count for now, and alarms no person has accepted."""
-    held = state.policies[-1].held if state.policies else ()
-    return {"held": [list(one) for one in held], "alarms": [one["words"] for one in open_alarms(await store.events())]}
+    """What stands against a run's judges: dimensions that do not count, alarms no person accepted, doors without money."""
+    held, events = state.policies[-1].held if state.policies else (), await store.events()
+    return {
+        "held": [list(one) for one in held],
+        "alarms": [one["words"] for one in open_alarms(events)],
+        "without_money": without_money(events),
+    }
 
 
 def state_hash(state: RunState) -> str:

@@ -14,7 +14,7 @@ from grpo_ray.canonical import digest
 from grpo_ray.checker import Checker
 from grpo_ray.errors import ConfigError, OracleError
 from grpo_ray.llm.endpoint import Endpoint, Trail, schema_of
-from grpo_ray.llm.gate import BUDGET, Gate, Spent
+from grpo_ray.llm.gate import BUDGET, BUDGET_SPENT, Gate, Spent
 from grpo_ray.protocols import Archive, Oracle, Store
 from grpo_ray.recipe import OracleSpec
 from grpo_ray.registry import hint
@@ -108,7 +108,7 @@ class Switchboard:
     async def _wait_for_money(self, fault: Spent) -> None:
         if self.gate is None:
             raise fault
-        await self.store.save_event(0, "budget_spent", {"door": fault.door, "max_usd": fault.max_usd})
+        await self.store.save_event(0, BUDGET_SPENT, {"door": fault.door, "max_usd": fault.max_usd})
         while True:
             allowed = [
                 event["detail"]["max_usd"]

@@ -79,9 +79,24 @@ def outcome(result: Mapping[str, Any]) -> RenderableType:
         parts.append(table("held-out tasks, temperature 0", ("arm", "accuracy", "95 % interval", "tasks"), arms))
         gaps = [(name, gap["mean"], _interval(gap)) for name, gap in held["paired"].items()]
         parts.append(table("paired differences", ("arms", "difference", "95 % interval"), gaps))
+    parts += [shown(line) for line in _oversight(result)]
     best = [(one["task_type"], one["id"], one["fitness"], one["text"]) for one in result["best_templates"]]
     parts.append(table("best templates", ("tasks", "template", "fitness", "text"), best))
     return Group(*parts)
+
+
+def _oversight(result: Mapping[str, Any]) -> Iterator[str]:
+    """What stands against the judges, what is waited for, what a dollar bought, and how right the forecast was."""
+    run, judges, seen = result["run_id"], result["judges"], result["forecast"]
+    yield from (f"in doubt: {words} (grpo-ray judge-report {run})" for words in judges["alarms"])
+    yield from (f"does not count for now: {dimension} of {judge}" for judge, dimension in judges["held"])
+    for door in judges["without_money"]:
+        yield f"calls to {door} wait for money: grpo-ray budget {run} --usd …, or end the run and resume it with more"
+    if (rows := seen["worth"]["rows_per_usd"]) is not None:
+        gain = seen["worth"]["gain_per_usd"]
+        yield f"a dollar of judging: {rows:.0f} rows" + ("" if gain is None else f", {gain:+.3f} held-out accuracy")
+    if (right := seen["rightness"]) and right["inside80"] is not None:
+        yield f"of the forecast's figures {right['inside80']:.0%} lay inside their 80 % interval"
 
 
 def _heading(result: Mapping[str, Any]) -> Text:

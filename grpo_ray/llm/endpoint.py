@@ -92,6 +92,7 @@ class Endpoint:
         self._retries, self._pauses, self._jitter = retries, pauses, Random(0)
         self._rung, self._ignored = 0, 0
         self._unsupported: set[str] = set()
+        self._turns = asyncio.Semaphore(spec.concurrency)
         self._recent: deque[float] = deque(maxlen=64)
         self._reply_tokens = 256.0
 
@@ -264,8 +265,7 @@ class Endpoint:
     async def _try(self, send: Send, size: int, trail: Trail, number: int, entered: asyncio.Event) -> Any:
         """One call: through the gate, sent, read, written down. Raises Again, Refused or OracleError."""
         spec, guess = self.spec, int(size / 4 + self._reply_tokens)
-        with _standing_still(trail.timer):
-            lease = await self._gate.enter(self.door, guess, PATIENCE_S)
+        lease = await self._enter(guess, trail)
         entered.set()
         began, clock = time(), perf_counter()
         status, outcome, tokens = "given_up", Outcome("given_up"), (0, 0)
@@ -286,7 +286,18 @@ class Endpoint:
             trail.attempts.append(
                 Attempt(trail.request, self.door, trail.scope, number, status, began, seconds, *tokens, cost)
             )
+            self._turns.release()
             await self._gate.leave(self.door, lease, outcome)
+
+    async def _enter(self, guess: int, trail: Trail) -> int:
+        """The gate's leave. No more of us wait there than could pass: thousands of calls wait here, where it costs little."""
+        with _standing_still(trail.timer):
+            await self._turns.acquire()
+            try:
+                return await self._gate.enter(self.door, guess, PATIENCE_S)
+            except BaseException:
+                self._turns.release()
+                raise
 
 
 def masked(error: OracleError, key: str) -> OracleError:

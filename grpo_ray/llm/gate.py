@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic, time_ns
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from grpo_ray.errors import OracleError
 from grpo_ray.llm.addresses import host
@@ -29,8 +29,8 @@ TROUBLE = 0.1
 LEASE_S = 60.0
 """How long after its own time-out a caller that said no more counts as dead."""
 
-BUDGET = "budget"
-"""The event by which a person allows a door to cost more: {"door", "max_usd"}."""
+BUDGET, BUDGET_SPENT = "budget", "budget_spent"
+"""Events: a person allows a door to cost more; a door's money is spent, and calls wait. {"door", "max_usd"}."""
 Status = Literal["ok", "limited", "unreachable", "quota", "failed", "given_up"]
 """given_up: the caller went away first, so that nothing is known."""
 
@@ -105,6 +105,17 @@ def spent(attempts: Iterable[Attempt]) -> dict[str, float]:
     for one in attempts:
         found[one.door] = found.get(one.door, 0.0) + one.usd
     return found
+
+
+def without_money(events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The doors of a run at which calls wait for money, by its events."""
+    caps: dict[str, float] = {}
+    for detail, kind in ((one["detail"], one["kind"]) for one in events):
+        if kind == BUDGET_SPENT:
+            caps[detail["door"]] = detail["max_usd"]
+        elif kind == BUDGET and (detail["max_usd"] is None or detail["max_usd"] > caps.get(detail["door"], 0.0)):
+            caps.pop(detail["door"], None)
+    return list(caps)
 
 
 # ── rates ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,6 +13,7 @@ import numpy as np
 
 from grpo_ray.recipe import TrustSpec
 from grpo_ray.trust.agreement import Estimate, krippendorff_alpha
+from grpo_ray.trust.canaries import RIGHT
 from grpo_ray.types import Evaluation, ScoredGroup
 
 ITEMS = 20
@@ -127,9 +128,9 @@ def open_alarms(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def fooled(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
-    """Judge → (canaries it took for good, canaries it was given)."""
+    """Judge → (bad canaries it took for good, bad canaries it was given)."""
     found: dict[str, tuple[int, int]] = {}
-    for event in events:
+    for event in (one for one in events if one.get("canary") != RIGHT):
         passed, given = found.get(event["judge"], (0, 0))
         found[event["judge"]] = (passed + bool(event["passed"]), given + 1)
     return found

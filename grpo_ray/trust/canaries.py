@@ -1,6 +1,7 @@
 """Canaries: answers whose worth is known, slipped in among the real ones to see whether a judge can be fooled.
 
-All of them are bad; a judge that passes one has a false positive (arXiv 2507.08794 for ":" and openers without content).
+A judge that passes a bad one has a false positive (arXiv 2507.08794 for ":" and openers without content). The good one
+is an answer of the group that its verifier found right: how often it passes is told, and raises no alarm.
 """
 
 import re
@@ -10,13 +11,15 @@ from dataclasses import dataclass
 from grpo_ray.canonical import short
 from grpo_ray.types import Evaluation, Group, Rollout
 
+RIGHT = "right"
+"""The kind of a canary that is known to be good."""
 PASSING = 0.75
 """The mean score over a judge's dimensions from which an answer passes for good."""
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A bad answer: what kind of bad, and how it is made from a group."""
+    """An answer whose worth is known: its kind, and how it is made from a group."""
 
     kind: str
     text: Callable[[Group], str]
@@ -48,6 +51,11 @@ CANARIES: tuple[Canary, ...] = (
     ),
     Canary("another question", lambda group: "The capital of France is Paris.\nAnswer: Paris"),
 )
+
+
+def fitting(right: str | None) -> tuple[Canary, ...]:
+    """The canaries that a group can be given, one of whose answers, `right`, may be known to be right."""
+    return CANARIES if right is None else (*CANARIES, Canary(RIGHT, lambda group: right))
 
 
 def planted(group: Group, canary: Canary) -> Group:

@@ -21,6 +21,7 @@ from grpo_ray.trust.agreement import icc, krippendorff_alpha, repeat_noise, veri
 from grpo_ray.trust.alarms import ACCEPTED, ALARM, CANARY, HELD, open_alarms, wilson_low
 from grpo_ray.trust.bias import Finding, alarms, biases, noisy_dimensions, phrase_columns, position_preference
 from grpo_ray.trust.calibration import classical_mean, cross_fitted_gain, isotonic, powered_mean
+from grpo_ray.trust.canaries import RIGHT
 from grpo_ray.trust.costs import costs
 from grpo_ray.trust.effects import accuracy, over_steps, panels, reward_noise
 from grpo_ray.trust.sheet import Array, Sheet, mean_of, places_in_request, sheet
@@ -275,10 +276,12 @@ def _preference(found: Sheet, judge: str, recipe: Recipe) -> Sequence[Finding]:
 
 
 def _canaries(events: Sequence[Mapping[str, Any]], judge: str) -> Numbers:
-    details = [one["detail"] for one in events if one["kind"] == CANARY and one["detail"]["judge"] == judge]
+    told = [one["detail"] for one in events if one["kind"] == CANARY and one["detail"]["judge"] == judge]
+    details = [one for one in told if one["canary"] != RIGHT]
     kinds = sorted({str(one["canary"]) for one in details})
     by_kind = [{"kind": kind} | _share([bool(d["passed"]) for d in details if d["canary"] == kind]) for kind in kinds]
-    return _share([bool(one["passed"]) for one in details]) | {"kinds": by_kind}
+    right = _share([bool(one["passed"]) for one in told if one["canary"] == RIGHT])
+    return _share([bool(one["passed"]) for one in details]) | {"kinds": by_kind, "right": right}
 
 
 def _share(held: Sequence[bool]) -> Numbers:

@@ -93,6 +93,8 @@ def _of_judge(judge: Numbers, bars: Numbers) -> list[str]:
         more = f" ({kinds})" if canaries["passed"] else ""
         over = f"; {bars['false_positives']:.0%} may pass" if canaries["low"] > bars["false_positives"] else ""
         said.append(f"{words}{more}{over}.")
+    if (right := canaries["right"])["given"]:
+        said.append(f"Of answers known to be right it passed {right['passed']} of {right['given']}.")
     return said + [_bias(alarm["finding"], judge["bias"]["truth"]) for alarm in judge["bias"]["alarms"]]
 
 

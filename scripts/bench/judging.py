@@ -222,7 +222,14 @@ def main() -> None:
         "biases": lambda: bias_rows(20 if quick else 100),
         "injections": injection_rows,
     }
-    publish([one for name in PARTS if name in wanted for one in parts[name]()], given.json)
+    found: list[dict[str, Any]] = []
+    for name in PARTS:
+        if name in wanted:
+            found += parts[name]()
+            print(f"{name}: done", file=sys.stderr, flush=True)
+            if given.json:
+                given.json.write_text(json.dumps(found, indent=1) + "\n")
+    publish(found, given.json)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import ray
 from judging_crew import RUN, SIZE, TEMPLATES, options, recipe, timed
 
 from actors.judge import Judge
-from actors.rate_gate import Gate, RateGate
+from actors.rate_gate import CALLERS, Gate, RateGate
 from grpo_ray.launch import open_archive
 from grpo_ray.population import begin
 from grpo_ray.protocols import Crew
@@ -46,8 +46,8 @@ async def judged(given: argparse.Namespace) -> dict[str, Any]:
         store = await archive.open(RUN)
         gate, judge = f"gate/{token_hex(3)}", f"judge/{token_hex(3)}"
         actors = {
-            gate: cluster._actor(gate, RateGate, config, RUN, resources={}),
-            judge: cluster._actor(judge, KnownJudge, config, RUN, given.url, Gate(gate), resources={}),
+            gate: cluster._actor(gate, RateGate, config, RUN, resources={}, callers=CALLERS),
+            judge: cluster._actor(judge, KnownJudge, config, RUN, given.url, Gate(gate), resources={}, callers=CALLERS),
         }
         await asyncio.gather(*(actor.open.remote() for actor in actors.values()))
         say({"ready": ray.get(actors[judge].pid.remote())})

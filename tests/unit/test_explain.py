@@ -13,7 +13,7 @@ from rich.console import Console
 from serving import group, said
 from small_run import RUN, small_archive
 
-from grpo_ray import operations, terminal
+from grpo_ray import oversight, terminal
 from grpo_ray.advantages import with_advantages
 from grpo_ray.canonical import plain
 from grpo_ray.errors import ConfigError, MissingError
@@ -137,12 +137,12 @@ def test_one_reward_twice_is_told_by_its_settings() -> None:
 def test_the_operation_reads_the_step_and_its_recipe() -> None:
     async def main() -> None:
         archive = await small_archive(steps=1)
-        found = await operations.explain(archive, "r-0-0", RUN)
+        found = await oversight.explain(archive, "r-0-0", RUN)
         assert (found["run_id"], found["step"], found["rollout"], found["advantage"]) == (RUN, 0, "r-0-0", 1.0)
         assert "advantage: stored is 1.0, computed again it is 0.707" in found["disagreements"][0]
         assert json.loads(json.dumps(found, allow_nan=False)) == found
         with pytest.raises(MissingError, match="no rollout has the id"):
-            await operations.explain(archive, "r-7", RUN)
+            await oversight.explain(archive, "r-7", RUN)
 
     asyncio.run(main())
 
@@ -155,7 +155,7 @@ def test_a_step_that_is_not_whole_has_no_advantages_yet() -> None:
         rollouts = tuple(replace(one, id=f"{one.id}-later") for one in scored.group.rollouts)
         await store.save_group(1, replace(scored.group, id="g-later", rollouts=rollouts))
         with pytest.raises(MissingError, match="its step, 1, is not whole yet"):
-            await operations.explain(archive, "r-0-0-later", RUN)
+            await oversight.explain(archive, "r-0-0-later", RUN)
 
     asyncio.run(main())
 

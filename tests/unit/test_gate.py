@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from grpo_ray.llm.gate import (
     BREAK_S,
+    BUDGET,
+    BUDGET_SPENT,
     BURST_S,
     DEAD,
     PACE,
@@ -24,6 +26,7 @@ from grpo_ray.llm.gate import (
     door_of,
     specs_of,
     spent,
+    without_money,
 )
 from grpo_ray.recipe import Named, OracleSpec, Recipe
 from grpo_ray.types import Attempt
@@ -379,3 +382,13 @@ def test_a_gate_begun_again_frees_nothing_for_leases_of_the_one_before() -> None
         assert new.doors[DOOR].slots.used == 1 and (await new.total())[DOOR] == pytest.approx(1.0)
 
     run(work)
+
+
+def test_doors_that_wait_for_money_are_told_until_more_is_allowed() -> None:
+    def event(kind: str, door: str, usd: float | None) -> dict[str, object]:
+        return {"kind": kind, "detail": {"door": door, "max_usd": usd}}
+
+    spent = [event(BUDGET_SPENT, "a", 1.0), event(BUDGET_SPENT, "b", 2.0)]
+    assert without_money(spent) == ["a", "b"]
+    assert without_money([*spent, event(BUDGET, "a", 1.0), event(BUDGET, "b", 3.0)]) == ["a"]
+    assert without_money([*spent, event(BUDGET, "a", None), event(BUDGET_SPENT, "b", 3.0)]) == ["b"]

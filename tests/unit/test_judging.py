@@ -10,14 +10,14 @@ import pytest
 from serving import Canned, group
 
 from grpo_ray.errors import ConfigError, OracleError
-from grpo_ray.judging import EXAM, LocalJudges, checked, chosen, version_of
+from grpo_ray.judging import EXAM, LocalJudges, checked, chosen, known_right, version_of
 from grpo_ray.loop import attempt
 from grpo_ray.protocols import Crew, Oracle
 from grpo_ray.recipe import JudgeSpec, Named, OracleSpec, Recipe, RewardSpec, TrustSpec
 from grpo_ray.registry import find
 from grpo_ray.storage.memory import MemoryStore
 from grpo_ray.trust.alarms import CANARY, HELD
-from grpo_ray.trust.canaries import CANARIES
+from grpo_ray.trust.canaries import CANARIES, RIGHT, fitting, planted
 from grpo_ray.types import Evaluation, Group, Message, Policy, Population, Reply, TaskSet
 
 ASKING, ORDERING = JudgeSpec(name="odd_judges.asking"), JudgeSpec(name="odd_judges.ordering")
@@ -188,6 +188,15 @@ def test_a_canary_is_kept_as_an_event_and_never_as_an_evaluation() -> None:
     assert (event["kind"], event["step"], detail["group"], detail["judge"]) == (CANARY, 3, "g-1", "asking")
     assert detail["passed"] is True and detail["scores"] == {"mood": 0.75} and detail["version"] == said[0].version
     assert detail["canary"] in {one.kind for one in CANARIES}
+
+
+def test_an_answer_that_a_verifier_found_right_may_be_a_canary_and_one_that_a_model_praised_not() -> None:
+    whole = group("first", "second")
+    verified = [Evaluation("r-1", "verifier", "verified", 1.0, ""), Evaluation("r-0", "verifier", "verified", 0.0, "")]
+    assert known_right(whole, verified) == "second"
+    assert known_right(whole, [Evaluation("r-0", "rubric", "verified", 1.0, "", "a model")]) is None
+    assert [one.kind for one in fitting("second")][-1] == RIGHT and RIGHT not in {one.kind for one in fitting(None)}
+    assert planted(whole, fitting("second")[-1]).rollouts[0].text == "second"
 
 
 def test_a_judge_that_is_not_fooled_leaves_an_event_too_and_the_same_step_leaves_it_once() -> None:

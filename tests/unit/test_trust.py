@@ -19,6 +19,7 @@ from grpo_ray.trust.alarms import (
     reviewed,
     wilson_low,
 )
+from grpo_ray.trust.canaries import RIGHT
 from grpo_ray.types import Evaluation, Reward, ScoredGroup, ScoredRollout
 
 SPEC = TrustSpec(audit=0.1, canaries=0.01)
@@ -81,7 +82,8 @@ def test_a_judge_that_canaries_fool_raises_an_alarm_until_a_person_accepts_it() 
     events = [canary(True)] * 3 + [canary(False)] * 20 + [canary(False, "other")] * 20
     (alarm,) = reviewed([], events, SPEC).alarms
     assert (alarm.kind, alarm.judge) == ("canaries", "rubric") and "3 of 23" in alarm.words
-    assert fooled(one["detail"] for one in events) == {"rubric": (3, 23), "other": (0, 20)}  # pyright: ignore
+    right = {"judge": "rubric", "passed": True, "canary": RIGHT}
+    assert fooled([right, *(one["detail"] for one in events)]) == {"rubric": (3, 23), "other": (0, 20)}  # pyright: ignore
     accepted = {"kind": ACCEPTED, "step": 3, "detail": {"kind": "canaries", "judge": "rubric"}}
     assert reviewed([], [*events, accepted], SPEC).alarms == ()
 
