@@ -6,13 +6,14 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from grpo_ray import operations, terminal
 from grpo_ray.errors import ConfigError, UnreachableError
+from grpo_ray.llm.gate import BUDGET_SPENT
 from grpo_ray.protocols import Archive
 from grpo_ray.recipe import Config
 from grpo_ray.settings import masked
@@ -63,8 +64,9 @@ def _leave(loop: asyncio.AbstractEventLoop) -> None:
 @asynccontextmanager
 async def watched(archive: Archive, run: str) -> AsyncIterator[None]:
     """A progress bar on stderr, drawn from what has been saved."""
+    before = max((event["id"] for event in await archive.events(run)), default=0)
     with terminal.bar() as draw:
-        watcher = asyncio.create_task(_watch(archive, run, draw))
+        watcher = asyncio.create_task(_watch(archive, run, draw, before))
         try:
             yield
         finally:
@@ -72,14 +74,28 @@ async def watched(archive: Archive, run: str) -> AsyncIterator[None]:
             await asyncio.wait([watcher])
 
 
-async def _watch(archive: Archive, run: str, draw: Callable[[dict[str, Any], float | None], None]) -> None:
-    store, rewarded, reward = await archive.open(run), 0, None
+async def _watch(archive: Archive, run: str, draw: Callable[[dict[str, Any], float | None], None], seen: int) -> None:
+    store, rewarded, reward, caps = await archive.open(run), 0, None, set[tuple[str, float]]()
     while True:
+        for event in await archive.events(run, seen):
+            seen = event["id"]
+            if event["kind"] == BUDGET_SPENT:
+                _tell_of_money(run, event["detail"], caps)
         now = await archive.progress(run)
         if now["step"] > rewarded:
             rewarded, reward = now["step"], await operations.mean_reward(store, now["step"] - 1)
         draw(now, reward)
         await asyncio.sleep(LOOK_S)
+
+
+def _tell_of_money(run: str, detail: Mapping[str, Any], told: set[tuple[str, float]]) -> None:
+    """Say that calls wait for money, once a door and cap: several processes may have told of it."""
+    door, usd = cap = detail["door"], detail["max_usd"]
+    if cap not in told:
+        told.add(cap)
+        allow = f"grpo-ray budget {run} --usd MORE --door {shlex.quote(door)}"
+        line = f"${usd:g} for {door} is spent, and calls wait; allow more: {allow}; or Ctrl-C, and resume with a larger max_usd"
+        print(line, file=sys.stderr)
 
 
 def again(config: Path, sets: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from grpo_ray.cli_parts import (
 from grpo_ray.errors import ConfigError
 
 app = typer.Typer()
+USER = "command line"
 
 
 @app.command()
@@ -72,7 +73,7 @@ def budget(
     home: Home = HOME,
     storage: Storage = STORAGE,
 ) -> None:
-    """Allow a run to spend more; calls that wait for money go on."""
+    """Say what a running run may cost; calls that wait for money go on."""
     from grpo_ray import oversight, terminal
 
     with told():
@@ -130,6 +131,26 @@ def review(
     with told():
         found = ask(home, storage, lambda archive: oversight.review(archive, run, limit=limit))
         say(found, as_json, lambda value: terminal.shown(terminal.reviews(value)))
+
+
+@app.command()
+def label(
+    rollout: Annotated[str, typer.Argument(metavar="ROLLOUT", help="Rollout id, or its unique beginning.")],
+    score: Annotated[float, typer.Option(help="0 (worst) to 1 (best).")],
+    dimension: Annotated[str, typer.Option(help="What is marked.")] = "overall",
+    why: Annotated[str, typer.Option(help="In words.")] = "",
+    who: Annotated[str, typer.Option(help="Who says so; a later label takes the place of their earlier one.")] = USER,
+    run: OfRun = None,
+    as_json: Json = False,
+    home: Home = HOME,
+    storage: Storage = STORAGE,
+) -> None:
+    """Enter a person's mark of one answer, for the judges to be measured by."""
+    from grpo_ray import oversight, terminal
+
+    with told():
+        given = ask(home, storage, lambda archive: oversight.label(archive, run, rollout, dimension, score, who, why))
+        say(given, as_json, lambda value: terminal.facts(value["rollout_id"], value))
 
 
 @app.command()

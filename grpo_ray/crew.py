@@ -189,10 +189,15 @@ class StoreControl:
 
 @asynccontextmanager
 async def open_oracle(config: Config, archive: Archive, run: str, base_url: str, gate: Gate) -> AsyncIterator[Oracle]:
-    """The oracle of one process: its own client and its own killable checker, recording in the run's store."""
+    """The oracle of one process: its own client and its own killable checker, recording in the run's store.
+
+    Nobody outside this process can allow a run in memory more money, so such a run waits for none.
+    """
     recipe, store = config.recipe, await archive.open(run)
+    since = max((event["id"] for event in await archive.events(run)), default=0)
+    money = {"since": since, "wait": config.placement.storage != "memory"}
     places = {"base_url": base_url, "archive": archive, "run": run, "further": recipe.oracles}
-    oracle = make_oracle(recipe.oracle, store, gate=gate, checker=Checker(), **places)
+    oracle = make_oracle(recipe.oracle, store, gate=gate, checker=Checker(), **places, **money)
     try:
         yield oracle
     finally:

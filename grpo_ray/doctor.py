@@ -22,7 +22,7 @@ from huggingface_hub.errors import DisabledRepoError, HFValidationError, Reposit
 from grpo_ray.backends import LIGHT
 from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, UnreachableError
 from grpo_ray.launch import load_inputs, open_archive
-from grpo_ray.llm.addresses import is_local
+from grpo_ray.llm.addresses import is_local, known_key, shown
 from grpo_ray.recipe import Config, OracleSpec, Placement, Recipe
 from grpo_ray.secrets_file import NAME as SECRETS
 from grpo_ray.secrets_file import read_secrets
@@ -223,10 +223,11 @@ def check_secrets(home: str) -> Check:
 def check_key(oracle: OracleSpec, keys: Keys = JUDGED) -> Check:
     if oracle.base_url == "bundled":
         return Check("key", True, "the bundled stand-in needs none")
-    if os.environ.get(oracle.api_key_env):
-        return Check("key", True, f"${oracle.api_key_env} is set")
-    if is_local(oracle.base_url):
+    key = known_key(oracle.base_url, oracle.api_key_env)
+    if key == "none":
         return Check("key", True, "a server on this machine mostly needs none")
+    if key:
+        return Check("key", True, f"${oracle.api_key_env} is set")
     fix = (
         f"export {oracle.api_key_env}=…, or write that line into {SECRETS} in placement.home (mode 600), "
         f"or name another variable in {keys.api_key_env}"
@@ -238,7 +239,7 @@ async def check_endpoint(oracle: OracleSpec, keys: Keys = JUDGED) -> Check:
     """GET {base_url}/models, as every OpenAI-compatible server answers it; and whether it knows the model."""
     if oracle.base_url == "bundled":
         return Check(keys.name, True, "the bundled stand-in: it is no real judge", f"set {keys.base_url} for real work")
-    url = _models_url(oracle)
+    url = shown(_models_url(oracle))
     try:
         answer = await _ask(oracle, keys)
         answer.raise_for_status()
@@ -288,10 +289,12 @@ async def check_reachable(recipe: Recipe) -> None:
             continue
         answer = await _ask(endpoint, keys)
         if answer.status_code in (401, 403):
-            refused = f"{_models_url(endpoint)} refuses the key (HTTP {answer.status_code})"
+            refused = f"{shown(_models_url(endpoint))} refuses the key (HTTP {answer.status_code})"
             raise UnreachableError(f"{refused}; {_endpoint_fix(endpoint, keys)}")
         if (ended := _ended(answer, endpoint.model)) is not None:
-            raise MissingError(f"{endpoint.model} ended on {ended}, says {_models_url(endpoint)}; set {keys.model}")
+            raise MissingError(
+                f"{endpoint.model} ended on {ended}, says {shown(_models_url(endpoint))}; set {keys.model}"
+            )
 
 
 def _ended(answer: httpx2.Response, model: str) -> str | None:
@@ -308,12 +311,12 @@ def _models_url(oracle: OracleSpec) -> str:
 
 
 async def _ask(oracle: OracleSpec, keys: Keys) -> httpx2.Response:
-    key = os.environ.get(oracle.api_key_env, "none")
+    url, key = _models_url(oracle), known_key(oracle.base_url, oracle.api_key_env) or "none"
     try:
-        async with httpx2.AsyncClient(timeout=PATIENCE_S) as client:
-            return await client.get(_models_url(oracle), headers={"Authorization": f"Bearer {key}"})
+        async with httpx2.AsyncClient(timeout=PATIENCE_S, trust_env=not is_local(url)) as client:
+            return await client.get(url, headers={"Authorization": f"Bearer {key}"})
     except (httpx2.HTTPError, httpx2.InvalidURL) as fault:
-        raise UnreachableError(f"{_models_url(oracle)}: {_first(fault)}; {_endpoint_fix(oracle, keys)}") from fault
+        raise UnreachableError(f"{shown(url)}: {_first(fault)}; {_endpoint_fix(oracle, keys)}") from fault
 
 
 def _endpoint_fix(oracle: OracleSpec, keys: Keys) -> str:

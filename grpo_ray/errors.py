@@ -28,5 +28,9 @@ class RunLocked(GrpoRayError):
     """Another process is at work on this run."""
 
 
+class OutOfMoney(GrpoRayError):
+    """The money that a door may cost is spent, and nobody is waited for; no mark counts as missing by it."""
+
+
 class OracleError(GrpoRayError):
     """An endpoint gave up after its retries, or refused: the caller records a missing value."""

@@ -5,22 +5,27 @@ judges are given a canary.
 import asyncio
 import inspect
 import math
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from grpo_ray import fenced
 from grpo_ray.canonical import digest, short
-from grpo_ray.errors import ConfigError
+from grpo_ray.errors import ConfigError, OutOfMoney
 from grpo_ray.protocols import Oracle, Store
 from grpo_ray.recipe import JudgeSpec, Recipe
-from grpo_ray.registry import find, oracles_of
+from grpo_ray.registry import find, named_by
 from grpo_ray.trust.alarms import CANARY, VERIFIED
 from grpo_ray.trust.canaries import fitting, passed, planted
 from grpo_ray.types import Evaluation, Group
 
 BUGS = (TypeError, NameError, AttributeError, ImportError)
 """What no reply and no endpoint brings about: a judge's code is wrong, and the run stops."""
+NOUNS = ("grpo_ray.types", "grpo_ray.protocols", "grpo_ray.errors")
+"""What they hold goes into no request."""
 EXAM = -1
 """The step of exams, whose answers are no part of what judges are judged by."""
 Judge = Callable[..., Awaitable[Sequence[Evaluation]]]
@@ -66,6 +71,8 @@ class LocalJudges:
             said = checked(await seat.judge(group, self._oracle_of(seat, audit).within(scope), **given), group)
         except ConfigError as fault:
             raise ConfigError(f"judges.{seat.place} ({seat.spec.name}): {fault}") from fault
+        except OutOfMoney:
+            raise  # the run ends here, and is taken up again with these answers still to be judged
         except BUGS as bug:
             bug.add_note(f"in the judge {seat.spec.name!r} (judges.{seat.place}), over the group {group.id}")
             raise
@@ -85,14 +92,15 @@ class LocalJudges:
         kinds: list[tuple[str, dict[str, Any]]] = [("repeat", {})]
         if "order" in inspect.signature(seat.judge).parameters:
             kinds.append(("permuted", {"order": 1 + self._recipe.seed}))
-        if self._recipe.trust.second and not oracles_of(seat.spec.name, seat.spec.settings):  # panels have their own
-            kinds.append(("second", {}))
+        second = self._recipe.trust.second
+        if second not in ("", seat.spec.oracle) and not named_by("judges", seat.spec.name, seat.spec.settings):
+            kinds.append(("second", {}))  # panels have oracles of their own, and nobody is his own second
         said = await asyncio.gather(*(self._ask(seat, step, group, kind, settings) for kind, settings in kinds))
         return [one for some in said for one in some]
 
     async def _plant(self, seat: Seat, step: int, group: Group, right: str | None, store: Store) -> None:
         """Have one canary judged, and keep what came of it."""
-        kinds = fitting(right)
+        kinds = fitting(group, right)
         canary = kinds[draw("kind", group) % len(kinds)]
         said = await self._ask(seat, step, planted(group, canary))
         if (fooled := passed(said)) is None:
@@ -126,7 +134,8 @@ def _seated(place: int, spec: JudgeSpec, recipe: Recipe) -> Seat:
 def version_of(judge: Judge, spec: JudgeSpec, recipe: Recipe) -> str:
     """A short hash of what a judge's words depend on: code, settings, the files they name, models and how they are asked.
 
-    A judge that asks through another one (its setting `judge`) changes with that one.
+    The code is that of its module and of those of ours that this imports itself. A judge that asks through another one
+    (its setting `judge`) changes with that one.
     """
     asked = [recipe.oracles[name] if name else recipe.oracle for name in (spec.oracle, *_oracles(spec))]
     how = [[one.model, one.temperature, one.reasoning_effort, one.max_tokens] for one in asked]
@@ -139,12 +148,28 @@ def version_of(judge: Judge, spec: JudgeSpec, recipe: Recipe) -> str:
 
 
 def _oracles(spec: JudgeSpec) -> list[str]:
-    return [name for _, name in oracles_of(spec.name, spec.settings)]
+    return [name for _, name in named_by("judges", spec.name, spec.settings)]
 
 
-def _source(judge: Judge) -> str:
+def _source(judge: Judge) -> list[str]:
+    """The source of a judge's module, then those of the modules that requests are built from, by name."""
     module = inspect.getmodule(judge)
-    return inspect.getsource(module) if module else ""
+    if module is None:
+        return []
+    return [inspect.getsource(one) for one in (module, *imported(module))]
+
+
+def imported(module: ModuleType) -> list[ModuleType]:
+    """The modules of ours that a module imports itself, by name, and how data is fenced; nouns ask for nothing."""
+    names = {_home(value) for value in vars(module).values()} | {fenced.__name__}
+    ours = sorted(name for name in names - {module.__name__, *NOUNS} if name.startswith("grpo_ray."))
+    return [found for name in ours if not hasattr(found := sys.modules[name], "__path__")]  # packages are empty
+
+
+def _home(value: object) -> str:
+    """The module that a name of a module stands for, or whose function or class it is."""
+    home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
+    return home if isinstance(home, str) else ""
 
 
 def missing(group: Group, judge: str, reason: str) -> tuple[Evaluation, ...]:

@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from grpo_ray import exam, prompting, registry, splits
 from grpo_ray.backends import untrainable
 from grpo_ray.canonical import plain
 from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, RecipeChanged
+from grpo_ray.llm.gate import BUDGET, BUDGET_SPENT, specs_of
 from grpo_ray.operations import which
 from grpo_ray.population import begin, fits, plan_waves, unfit
 from grpo_ray.protocols import Archive, Embedder, Store
@@ -279,7 +280,8 @@ async def take_up(archive: Archive, run: str, config: Config) -> RunState:
     Slots that the config leaves open are those that were found when the run began. How its oracles are reached and
     paid (`recipe.HOW`) may change.
     """
-    state = await newest(await archive.open(run), run)
+    store = await archive.open(run)
+    state = await newest(store, run)
     slots = state.recipe.sampling.slots
     recipe = config.recipe if slots == "auto" else numbered(config.recipe, slots)
     if changed := [key for key in different(plain(state.recipe), plain(recipe)) if not _only_how(key)]:
@@ -288,7 +290,17 @@ async def take_up(archive: Archive, run: str, config: Config) -> RunState:
             f"or go on under the new one as a new run: --fork {run} in place of --resume {run}"
         )
     await archive.want(run, "run", "command line")
+    await _tell_caps(store, state, recipe)
     return state
+
+
+async def _tell_caps(store: Store, state: RunState, recipe: Recipe) -> None:
+    """Doors whose money was spoken of before have the config's cap from here on."""
+    told = {one["detail"]["door"] for one in await store.events() if one["kind"] in (BUDGET, BUDGET_SPENT)}
+    for door, spec in specs_of(recipe).items():
+        if door in told:
+            detail = {"door": door, "max_usd": spec.max_usd, "who": "resume", "at": datetime.now(UTC).isoformat()}
+            await store.save_event(state.step, BUDGET, detail)
 
 
 def _only_how(key: str) -> bool:

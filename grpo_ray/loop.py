@@ -11,7 +11,7 @@ from grpo_ray.population import evolve, plan_refill, plan_waves, with_fitness
 from grpo_ray.protocols import Control, Crew
 from grpo_ray.recipe import Recipe, RunState
 from grpo_ray.scoring import score
-from grpo_ray.trust.alarms import ALARM, STEPS, Review, held_back, reviewed
+from grpo_ray.trust.alarms import ALARM, STEPS, Review, asks_models, held_back, reviewed
 from grpo_ray.types import Adapter, Group, Lesson, LostGroup, Policy, Population, ScoredGroup, Wave
 
 
@@ -83,20 +83,20 @@ async def improve(state: RunState, groups: list[ScoredGroup], crew: Crew) -> Run
     lessons = with_advantages(groups, state.recipe)
     async with asyncio.TaskGroup() as both:
         both.create_task(crew.store.save_lessons(state.step, lessons))
-        judged = both.create_task(review(state, crew))
+        judged = both.create_task(review(state, groups, crew))
         adapter = both.create_task(train(state, lessons, crew))
         evolved = both.create_task(select(state, groups, judged, crew))
     return state.next(adapter.result(), evolved.result(), judged.result().held)
 
 
-async def review(state: RunState, crew: Crew) -> Review:
-    """What the steps so far say of their judges; what speaks against them is an event."""
-    spec, first = state.recipe.trust, max(0, state.step - STEPS + 1)
-    if not spec.audit and not spec.canaries:
+async def review(state: RunState, groups: list[ScoredGroup], crew: Crew) -> Review:
+    """What the steps so far say of their judges; what speaks against them is an event. Where no model judges: nothing."""
+    if groups and not asks_models(groups):
         return Review()
-    steps = [await crew.store.scored_groups(step, step) for step in range(first, state.step + 1)]
+    first = max(0, state.step - STEPS + 1)
+    before = [await crew.store.scored_groups(step, step) for step in range(first, state.step)]
     events = [event for event in await crew.store.events() if event["step"] <= state.step]
-    found = reviewed(steps, events, spec)
+    found = reviewed([*before, groups], events, state.recipe.trust, first)
     for alarm in found.alarms:
         await crew.store.save_event(state.step, ALARM, plain(alarm))
     return found

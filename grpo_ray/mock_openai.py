@@ -21,7 +21,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -168,7 +168,7 @@ async def _read(request: Request) -> dict[str, Any] | Response:
         return refusal(413, f"a request may have {LARGEST} bytes")
     try:
         body = await request.json()
-    except ValueError:
+    except (ValueError, ClientDisconnect):  # one that has left hears nothing of it
         return refusal(400, "the body is not JSON")
     if not isinstance(body, dict):
         return refusal(400, "the body must be a JSON object")

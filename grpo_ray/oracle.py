@@ -4,15 +4,17 @@ is done again, so that a resumed run hears the same words as an unbroken one.
 
 import asyncio
 import json
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from grpo_ray.canonical import digest
 from grpo_ray.checker import Checker
-from grpo_ray.errors import ConfigError, OracleError
+from grpo_ray.errors import ConfigError, OracleError, OutOfMoney
 from grpo_ray.llm.endpoint import Endpoint, Trail, schema_of
 from grpo_ray.llm.gate import BUDGET, BUDGET_SPENT, Gate, Spent
 from grpo_ray.protocols import Archive, Oracle, Store
@@ -21,7 +23,7 @@ from grpo_ray.registry import hint
 from grpo_ray.types import Message, Reply, Task
 
 LOOK_S = 2.0
-"""How often a caller that waits for money looks whether there is some."""
+"""How often a process looks what people have allowed a door to cost."""
 Ask = Callable[[Trail], Awaitable[Reply]]
 
 
@@ -35,18 +37,21 @@ def make_oracle(
     archive: Archive | None = None,
     run: str = "",
     further: Mapping[str, OracleSpec] | None = None,
+    since: int = 0,
+    wait: bool = True,
     look_s: float = LOOK_S,
 ) -> "RecordingOracle":
     """The oracle of one process, recording in `store`; the bundled server answers at `base_url`.
 
-    Raises ConfigError without a key.
+    What people allowed counts from the event after `since` on. Without `wait`, spent money is OutOfMoney at once: for
+    runs that nobody else can reach. Raises ConfigError without a key.
     """
     specs = {"": spec, **(further or {})}
     endpoints = {
         name: Endpoint(one, base_url=base_url if one.base_url == "bundled" else one.base_url, gate=gate)
         for name, one in specs.items()
     }
-    return RecordingOracle(Switchboard(endpoints, store, checker, archive, run, gate, look_s))
+    return RecordingOracle(Switchboard(endpoints, store, checker, archive, run, gate, since, wait, look_s))
 
 
 @dataclass(slots=True)
@@ -59,8 +64,19 @@ class Switchboard:
     archive: Archive | None
     run: str
     gate: Gate | None
+    """None: nobody else can open it, and a call without money fails as any other does."""
+    since: int = 0
+    """The newest event when the process began, when the config's max_usd held."""
+    wait: bool = True
     look_s: float = LOOK_S
     flying: dict[str, asyncio.Task[Reply]] = field(default_factory=dict)
+    waiting: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """Door → the one who waits there for money, for all."""
+    allowed: dict[str, float | None] = field(default_factory=dict)
+    """Door → the newest word on what it may cost."""
+    seen: int = 0
+    looked: float = -math.inf
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def shared(self, key: str, trail: Trail, ask: Ask) -> Reply:
         """The reply under a key that many may ask for at once: asked for by the first, who may go away meanwhile."""
@@ -77,7 +93,7 @@ class Switchboard:
 
     async def close(self) -> None:
         """Give up the questions that nobody waits for any more, close the connections, end the checker's process."""
-        left = list(self.flying.values())
+        left = [*self.flying.values(), *self.waiting.values()]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
@@ -92,7 +108,7 @@ class Switchboard:
             return known if not anywhere else await self.store.save_reply(key, known)
         try:
             reply = await self._paid(trail, ask)
-        except OracleError:
+        except (OracleError, OutOfMoney):
             await self.store.save_attempts(trail.attempts)
             raise
         return await self.store.save_reply(key, reply, trail.attempts)
@@ -100,24 +116,62 @@ class Switchboard:
     async def _paid(self, trail: Trail, ask: Ask) -> Reply:
         """Ask; while there is no money, wait until a person allows more."""
         while True:
+            if self.gate and monotonic() - self.looked >= self.look_s:
+                await self._heed(self.gate)
             try:
                 return await ask(trail)
             except Spent as fault:
                 await self._wait_for_money(fault)
 
     async def _wait_for_money(self, fault: Spent) -> None:
+        """Wait, beside all others at the door, for the one who looks. Raises OutOfMoney."""
         if self.gate is None:
             raise fault
-        await self.store.save_event(0, BUDGET_SPENT, {"door": fault.door, "max_usd": fault.max_usd})
+        if not self.wait:
+            raise OutOfMoney(f"{fault}; set a larger max_usd (--set oracle.max_usd=USD, or that of oracles.NAME)")
+        door = fault.door
+        if door not in self.waiting:
+            self.waiting[door] = asyncio.create_task(self._money(fault, self.gate))
+            self.waiting[door].add_done_callback(partial(self._waited, door))
+        await asyncio.shield(self.waiting[door])
+
+    def _waited(self, door: str, task: asyncio.Task[None]) -> None:
+        """Let the next caller without money wait anew; whoever waited has heard of a fault."""
+        self.waiting.pop(door, None)
+        if not task.cancelled():
+            task.exception()
+
+    async def _money(self, fault: Spent, gate: Gate) -> None:
+        """Return when more is allowed at the door. Raises OutOfMoney when the run is to stop."""
+        detail = {"door": fault.door, "max_usd": fault.max_usd, "since": self.since}
+        await self.store.save_event(0, BUDGET_SPENT, detail)
         while True:
-            allowed = [
-                event["detail"]["max_usd"]
-                for event in await self.store.events()
-                if event["kind"] == BUDGET and event["detail"]["door"] == fault.door
-            ]
-            if allowed and (allowed[-1] is None or allowed[-1] > fault.max_usd):
-                return await self.gate.allow(fault.door, allowed[-1])
+            await self._heed(gate)
+            usd = self.allowed.get(fault.door, fault.max_usd)
+            if usd is None or usd > fault.max_usd:
+                return await gate.allow(fault.door, usd)
+            if self.archive and await self.archive.wanted(self.run) == "stop":
+                raise OutOfMoney(
+                    f"stopped while waiting for money: {fault}. Resume with a larger max_usd; or resume as it is, and then: "
+                    f"grpo-ray budget {self.run} --usd MORE --door {fault.door!r}"
+                )
             await asyncio.sleep(self.look_s)
+
+    async def _heed(self, gate: Gate) -> None:
+        """Tell the gate what people have allowed, or allow no longer, since the process began; the newest word wins."""
+        self.looked = monotonic()
+        async with self.turn:
+            doors = {one.door for one in self.endpoints.values()}
+            for event in await self._news(max(self.since, self.seen)):
+                self.seen = event["id"]
+                if event["kind"] == BUDGET and (door := event["detail"]["door"]) in doors:
+                    self.allowed[door] = event["detail"]["max_usd"]
+                    await gate.allow(door, self.allowed[door])
+
+    async def _news(self, after: int) -> list[dict[str, Any]]:
+        if self.archive:
+            return await self.archive.events(self.run, after)
+        return [event for event in await self.store.events() if event["id"] > after]
 
 
 @dataclass(slots=True)

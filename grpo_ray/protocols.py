@@ -26,6 +26,8 @@ from grpo_ray.types import (
 )
 
 Want = Literal["run", "pause", "stop"]
+LABEL = "person"
+"""The `audit` of a person's label, which counts in no reward; with a colon, what the judge's name begins with."""
 
 
 # ── backends: plain and synchronous, each lives on one thread of one process ──────────────────────────────────────
@@ -241,8 +243,16 @@ class Store(Protocol):
         """
         ...
 
+    async def save_labels(self, labels: Sequence[Evaluation]) -> None:
+        """Append people's labels, by judges called "person:NAME", of rollouts that have their rewards, as audit LABEL.
+
+        All are kept; of one person's on one dimension the newest counts. No reward changes. Raises MissingError for a
+        rollout without a reward, ValueError for what no person said.
+        """
+        ...
+
     async def added_evaluations(self, first: int = 0, last: int | None = None) -> list[Evaluation]:
-        """What was added to the groups of steps first … last (inclusive), by step, group id and rollout, oldest first."""
+        """What was added, labels too, to the groups of steps first … last (inclusive), by step, group id and rollout, oldest first."""
         ...
 
 

@@ -48,10 +48,14 @@ def find(folder: str, name: str, entry: str) -> Callable[..., Any]:
     return found
 
 
-def oracles_of(name: str, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(setting, oracle) of each of the recipe's oracles that a judge's settings name, where its file tells."""
-    named = getattr(sys.modules[find("judges", name, "judge").__module__], "oracles_named", None)
-    return named(**settings) if named else []
+def named_by(folder: str, name: str, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(setting, name) of everything else of the recipe that settings name, where the file tells by `named(**settings)`.
+
+    A judge names oracles, a reward judges.
+    """
+    entry = {"judges": "judge", "rewards": "reward"}[folder]
+    tells = getattr(sys.modules[find(folder, name, entry).__module__], "named", None) if "." not in name else None
+    return tells(**settings) if tells else []
 
 
 def check_settings(folder: str, name: str, entry: str, settings: Mapping[str, Any]) -> None:

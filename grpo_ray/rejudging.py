@@ -23,9 +23,9 @@ from grpo_ray.llm.batch_files import StoreMemory
 from grpo_ray.llm.endpoint import Endpoint
 from grpo_ray.llm.gate import BUDGET, RateGate, specs_of, spent
 from grpo_ray.oracle import RecordingOracle, Switchboard
-from grpo_ray.protocols import Archive, Oracle, Store
+from grpo_ray.protocols import LABEL, Archive, Oracle, Store
 from grpo_ray.recipe import JudgeSpec, Recipe
-from grpo_ray.registry import check_settings, hint, oracles_of
+from grpo_ray.registry import check_settings, hint, named_by
 from grpo_ray.trust.alarms import HELD
 from grpo_ray.types import Attempt, Evaluation, Group, ScoredGroup
 
@@ -130,15 +130,19 @@ def changed(groups: Iterable[ScoredGroup], said: Iterable[Evaluation]) -> list[d
 
 
 def with_added(groups: Iterable[ScoredGroup], added: Iterable[Evaluation]) -> list[ScoredGroup]:
-    """The groups with what `Store.added_evaluations` tells of them, for `trust.marks` and reports; rewards stay."""
-    later: dict[str, list[Evaluation]] = defaultdict(list)
+    """The groups with what `Store.added_evaluations` tells of them, for `trust.marks` and reports; rewards stay.
+
+    A person's label is nobody's second look: it stands there as a mark of its own, without `audit`, and only the newest.
+    """
+    later: dict[str, dict[tuple[str, ...], Evaluation]] = defaultdict(dict)
     for e in added:
-        later[e.rollout_id].append(e)
+        which = (e.judge, e.dimension, e.version, e.audit)
+        later[e.rollout_id][which] = replace(e, audit="") if e.audit == LABEL else e
     return [
         replace(
             group,
             rollouts=tuple(
-                replace(one, evaluations=(*one.evaluations, *later.get(one.rollout.id, ()))) for one in group.rollouts
+                replace(one, evaluations=(*one.evaluations, *later[one.rollout.id].values())) for one in group.rollouts
             ),
         )
         for group in groups
@@ -152,7 +156,7 @@ class Again(LocalJudges):
     """Some of a run's judges, and further ones, asked in one way."""
 
     def __init__(self, asked: "Asked", oracle: Oracle) -> None:
-        super().__init__(asked.recipe, oracle)
+        super().__init__(asked.recipe, oracle.within("rejudge"))
         self._how = asked
         self._seats = [seat for seat in self._seats if asked.suits(seat)]
 
@@ -191,7 +195,11 @@ class Asked:
             return False
         if self.audit == "permuted":
             return "order" in inspect.signature(seat.judge).parameters
-        return self.audit == "repeat" or not oracles_of(seat.spec.name, seat.spec.settings)
+        if self.audit == "repeat":
+            return True
+        return seat.spec.oracle != self.recipe.trust.second and not named_by(
+            "judges", seat.spec.name, seat.spec.settings
+        )
 
 
 def asked(recipe: Recipe, judges: Sequence[str | JudgeSpec], audit: Audit, groups: Iterable[ScoredGroup]) -> Asked:

@@ -18,7 +18,7 @@ from grpo_ray.bounds import out_of_bounds
 from grpo_ray.canonical import digest, plain, typed
 from grpo_ray.errors import ConfigError, GrpoRayError
 from grpo_ray.recipe import Config, Named, Placement, Recipe
-from grpo_ray.registry import check_settings, hint, oracles_of, placed
+from grpo_ray.registry import check_settings, hint, named_by, placed
 from grpo_ray.scoring import check_reward
 from grpo_ray.wording import shown, worded
 
@@ -43,10 +43,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     problems += [f"{key}: {what}" for key, what in wrong.items()]
     if config is None:
         raise _refused(path, problems)
-    found = [*out_of_bounds(config), *misplaced(config.placement), *_misnamed(config.recipe, wrong)]
-    problems += [problem for problem in found if not _about(problem.partition(": ")[0], wrong)]
     folder = path.expanduser().resolve().parent if path else Path.cwd()
     resolved = resolve_paths(config, folder, problems)
+    found = [*out_of_bounds(resolved), *misplaced(config.placement), *_misnamed(resolved.recipe, wrong)]
+    problems += [problem for problem in found if not _about(problem.partition(": ")[0], wrong)]
     if problems:
         raise _refused(path, problems)
     return resolved
@@ -325,15 +325,16 @@ def _unfit(recipe: Recipe, folder: str, entry: str, named: Named) -> list[str]:
             check_settings(folder, named.name, entry, {**given, **named.settings})
     except GrpoRayError as error:
         return str(error).splitlines()
-    return (
-        []
-        if folder != "judges"
-        else [
-            f"settings.{key}: there is no {one!r} among oracles{hint(one, list(recipe.oracles))}"
-            for key, one in oracles_of(named.name, named.settings)
-            if one not in recipe.oracles
-        ]
-    )
+    return [*_strangers(recipe, folder, named)]
+
+
+def _strangers(recipe: Recipe, folder: str, named: Named) -> Iterator[str]:
+    """Oracles and judges that settings name and the recipe doesn't have."""
+    known = {"judges": list(recipe.oracles), "rewards": [str(j.settings.get("name", j.name)) for j in recipe.judges]}
+    what = {"judges": "among oracles", "rewards": "among the judges"}
+    for key, one in named_by(folder, named.name, named.settings) if folder in known else []:
+        if one not in known[folder]:
+            yield f"settings.{key}: there is no {one!r} {what[folder]}{hint(one, known[folder])}"
 
 
 def _named(recipe: Recipe) -> Iterator[tuple[str, str, str, Named]]:
@@ -355,7 +356,7 @@ def _named(recipe: Recipe) -> Iterator[tuple[str, str, str, Named]]:
 
 
 def resolve_paths(config: Config, folder: Path, problems: list[str]) -> Config:
-    """The config with absolute paths: of the prompt library, of `path` in tasks' settings, of a model `./…` or `~/…`.
+    """The config with absolute paths: of prompts, of `path` in tasks' and `file` in judges' settings, of a model `./…`, `~/…`.
 
     Looked for beside the config file (`folder`), in the working directory and, for prompts.json, in the package.
     """
@@ -374,9 +375,15 @@ def resolve_paths(config: Config, folder: Path, problems: list[str]) -> Config:
         else one
         for index, one in enumerate(recipe.tasks)
     )
+    judges = tuple(
+        replace(one, settings={**one.settings, "file": found(f"judges.{index}.settings.file", file, places)})
+        if isinstance(file := one.settings.get("file"), str)
+        else one
+        for index, one in enumerate(recipe.judges)
+    )
     prompts = found("prompts", recipe.prompts, [*places, PACKAGED])
     model = found("model", recipe.model, places) if recipe.model.startswith((".", "~")) else recipe.model
-    return replace(config, recipe=replace(recipe, tasks=tasks, prompts=prompts, model=model))
+    return replace(config, recipe=replace(recipe, tasks=tasks, judges=judges, prompts=prompts, model=model))
 
 
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -184,7 +184,7 @@ class Evaluation:
     version: str = ""
     """A short hash of the judge as it was: its code, its settings, its model."""
     audit: str = ""
-    """Empty where it counts towards the reward. Else how it was judged again (repeat, permuted, second, rejudged), to check it;
+    """Empty where it counts towards the reward. Else how it was judged again (repeat, permuted, second, rejudged), to check it; person;
     or held: its dimension is not trusted for now."""
 
 

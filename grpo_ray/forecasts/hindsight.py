@@ -15,6 +15,8 @@ from grpo_ray.types import Attempt, Lesson, LostGroup
 
 EVENT = "forecast"
 """The kind of event that a run's forecast is kept as."""
+REJUDGED = "rejudge"
+"""What the scopes of a rejudging's calls begin with."""
 BY_GROUP = ("rollouts", "sampled_tokens", "judge_calls", "tokens_in", "tokens_out", "usd")
 """The quantities that groups alone make up."""
 
@@ -78,7 +80,7 @@ def cost_of_lost(group: LostGroup) -> GroupCost:
 def by_group(attempts: Iterable[Attempt]) -> dict[str, dict[str, Calls]]:
     """Group id → door → the calls on its behalf; scopes are step/group/…, and step/evolve/… for mutations."""
     found: dict[str, dict[str, list[Attempt]]] = defaultdict(lambda: defaultdict(list))
-    for attempt in attempts:
+    for attempt in (one for one in attempts if not is_rejudged(one)):
         group = attempt.scope.partition("/")[2].partition("/")[0]
         found[group][attempt.door].append(attempt)
     return {group: {door: summed(some) for door, some in doors.items()} for group, doors in found.items()}
@@ -87,6 +89,11 @@ def by_group(attempts: Iterable[Attempt]) -> dict[str, dict[str, Calls]]:
 def is_rewrite(attempt: Attempt) -> bool:
     """Whether a mutation asked, not a judge."""
     return attempt.scope.split("/")[1:2] == ["evolve"]
+
+
+def is_rejudged(attempt: Attempt) -> bool:
+    """Whether a rejudging asked, after the run: its calls are no part of what the run took."""
+    return attempt.scope.startswith(f"{REJUDGED}/") or attempt.scope.endswith("-rejudged")
 
 
 def summed(attempts: Sequence[Attempt]) -> Calls:
@@ -102,14 +109,15 @@ def summed(attempts: Sequence[Attempt]) -> Calls:
 def actual(
     attempts: Sequence[Attempt], lessons: Sequence[Lesson], outcome: Mapping[str, Any] | None
 ) -> dict[str, float]:
-    """What a run took, under a forecast's names; times only where the run has its outcome."""
-    rewrites = [one for one in attempts if is_rewrite(one)]
-    every = summed(attempts)
+    """What a run took, under a forecast's names; times only where the run has its outcome. Rejudging is left out."""
+    own = [one for one in attempts if not is_rejudged(one)]
+    rewrites = [one for one in own if is_rewrite(one)]
+    every = summed(own)
     tokens = sum(_length(one.rollout.token_ids) for lesson in lessons for one in lesson.group.rollouts)
     found: dict[str, float] = {
         "rollouts": sum(len(lesson.group.rollouts) for lesson in lessons),
         "rows": len(curation.rows(lessons)),
-        "judge_calls": len(attempts) - len(rewrites),
+        "judge_calls": len(own) - len(rewrites),
         "rewrite_calls": len(rewrites),
         "tokens_in": every.tokens_in,
         "tokens_out": every.tokens_out,
@@ -178,8 +186,8 @@ def review(
 
     Of several forecasts the last one made before the first step counts.
     """
-    took, paid = actual(attempts, lessons, outcome), [one for one in attempts if not is_rewrite(one)]
-    made = summed(paid)
+    took = actual(attempts, lessons, outcome)
+    made = summed([one for one in attempts if not is_rewrite(one) and not is_rejudged(one)])
     bought = worth(
         rows=took["rows"],
         gain=gain(outcome),

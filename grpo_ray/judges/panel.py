@@ -127,7 +127,7 @@ def check_settings(
         raise ConfigError("\n".join(problems))
 
 
-def oracles_named(*, members: Sequence[str] = (), stronger: str = "", **_: object) -> list[tuple[str, str]]:
+def named(*, members: Sequence[str] = (), stronger: str = "", **_: object) -> list[tuple[str, str]]:
     """(setting, oracle) for each of the recipe's `oracles` that these settings name."""
     named = [(f"members.{place}", member) for place, member in enumerate(members)]
     return [(setting, oracle) for setting, oracle in [*named, ("stronger", stronger)] if oracle]

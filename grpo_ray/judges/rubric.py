@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from random import Random
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from grpo_ray.errors import ConfigError, OracleError
 from grpo_ray.fenced import NOTICE, fenced
@@ -77,11 +79,18 @@ class Verdicts(BaseModel):
 
 
 def check_settings(
-    *, dimensions: Mapping[str, str] | None = None, anchors: Mapping[str, Mapping[str, str]] | None = None, **_: object
+    *,
+    dimensions: Mapping[str, str] | None = None,
+    anchors: Mapping[str, Mapping[str, str]] | None = None,
+    answers_per_call: int = 1,
+    tries: int = 2,
+    **_: object,
 ) -> None:
-    """Raise ConfigError for anchors that no dimension has, or that are no marks from 1 to 5."""
+    """Raise ConfigError for anchors that no dimension has, or that are no marks from 1 to 5, and for counts below 1."""
     asked = DIMENSIONS if dimensions is None else dimensions
     problems = [] if asked else ["dimensions: is empty; a rubric needs at least one"]
+    counts = {"answers_per_call": answers_per_call, "tries": tries}
+    problems += [f"{name}: {count} is out of bounds; 1 or more" for name, count in counts.items() if count < 1]
     for name, scale in (anchors or {}).items():
         if name not in asked:
             problems.append(f"anchors.{name}: there is no such dimension; there are {', '.join(asked)}")
@@ -120,6 +129,22 @@ async def judge(
     return [_evaluation(r, name, dimension, verdicts[r.text]) for r in group.rollouts for dimension in asked]
 
 
+@lru_cache(maxsize=256)
+def shape_of(answers: tuple[str, ...], dimensions: tuple[str, ...]) -> type[Verdicts]:
+    """Verdicts on these answers and dimensions alone, in whole marks from 1 to 5, at least one mark an answer.
+
+    So a reply that judges something else is sent back, and never kept.
+    """
+    one_of: Any = Literal
+    mark: Any = create_model(
+        "Mark", __base__=Mark, dimension=(one_of[dimensions], ...), score=(Literal[1, 2, 3, 4, 5], ...)
+    )
+    a_list: Any = list
+    some = (a_list[mark], Field(min_length=1))
+    judged: Any = create_model("Judged", __base__=Judged, answer=(one_of[answers], ...), marks=some)
+    return create_model("Verdicts", __base__=Verdicts, answers=(a_list[judged], Field(min_length=len(answers))))
+
+
 Verdict = tuple[Reply, dict[str, Mark]] | OracleError
 """What was said of one text, by dimension; or why nothing was."""
 
@@ -143,7 +168,8 @@ async def _ask(
     """One request. Of two marks on one thing the first counts."""
     names = {f"A{place}": text for place, text in enumerate(texts, 1)}
     try:
-        reply = await oracle.complete(request(question, names, rubric), shape=Verdicts, nth=0)
+        shape = shape_of(tuple(names), tuple(str(one["name"]) for one in rubric))
+        reply = await oracle.complete(request(question, names, rubric), shape=shape, nth=0)
     except OracleError as fault:
         return dict.fromkeys(texts, fault)
     marks: dict[str, dict[str, Mark]] = {text: {} for text in texts}
@@ -165,10 +191,5 @@ def _evaluation(rollout: Rollout, name: str, dimension: str, verdict: Verdict) -
         return Evaluation(rollout.id, name, dimension, None, f"no verdict: {verdict}")
     reply, marks = verdict
     mark = marks.get(dimension)
-    if mark is None:
-        score, words = None, "the judge left this out"
-    elif not 1 <= mark.score <= 5:
-        score, words = None, f"the judge's score {mark.score} is not from 1 to 5; it said: {mark.rationale}"
-    else:
-        score, words = (mark.score - 1) / 4, mark.rationale
+    score, words = (None, "the judge left this out") if mark is None else ((mark.score - 1) / 4, mark.rationale)
     return Evaluation(rollout.id, name, dimension, score, words, reply.model, reply.stand_in)

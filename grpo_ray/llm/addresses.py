@@ -1,6 +1,7 @@
 """What every client of an OpenAI-compatible endpoint goes by: whose machine it is on, which key it gets, what can be sent."""
 
 import os
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,12 +26,31 @@ def find_key(url: str, variable: str, setting: str) -> str:
 
     None is needed on loopback, and OpenAI's own is not shown to a server there. Raises ConfigError without one.
     """
+    if (key := known_key(url, variable)) is None:
+        raise ConfigError(f"{shown(url)} needs a key: export {variable}=…, or name another variable in {setting}")
+    return key
+
+
+def known_key(url: str, variable: str) -> str | None:
+    """As `find_key`; None where one is needed and there is none."""
     key = os.environ.get(variable, "").strip()
     if is_local(url) and (not key or variable == "OPENAI_API_KEY"):
         return "none"
-    if not key:
-        raise ConfigError(f"{url} needs a key: export {variable}=…, or name another variable in {setting}")
-    return key
+    return key or None
+
+
+SECRET = 8
+"""Characters from which a key is worth hiding: `none` is not."""
+
+
+def hidden(text: str, key: str) -> str:
+    """`text` without a key that an endpoint repeated in it: errors become rationales, which are kept."""
+    return text.replace(key, "…") if len(key) >= SECRET else text
+
+
+def shown(url: str) -> str:
+    """`url` without the name and password that may stand before its host."""
+    return re.sub(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
 
 
 def sendable(text: str) -> str:

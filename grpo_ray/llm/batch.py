@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from time import time
 from typing import Any, TypeVar
 
@@ -20,12 +21,12 @@ from openai.types import Batch
 from openai.types.chat import ChatCompletion
 
 from grpo_ray.errors import OracleError
-from grpo_ray.llm.addresses import brief
+from grpo_ray.llm.addresses import brief, hidden
 from grpo_ray.llm.batch_files import Memory, Said, Sent, named, read_lines
 from grpo_ray.llm.endpoint import PAUSES, RETRIES, Endpoint, Trail
 from grpo_ray.llm.gate import Closed, Gate, Outcome, usd
 from grpo_ray.llm.profiles import CAPS, objection, parameters
-from grpo_ray.llm.replies import Again, Refused, explain, finished, used
+from grpo_ray.llm.replies import Again, Limited, Refused, explain, finished, used
 from grpo_ray.recipe import OracleSpec
 from grpo_ray.types import Attempt, Reply
 
@@ -179,7 +180,7 @@ class BatchEndpoint(Endpoint):
 
     def _read_line(self, id: str, asked: float, landed: Landed, trail: Trail) -> ChatCompletion:
         """One line's reply; it leaves its Attempt, at the batch's price."""
-        status, answer, fault = meaning(landed.lines.get(id), landed, self.base_url)
+        status, answer, fault = meaning(landed.lines.get(id), landed, self._where, self._key)
         tokens = used(answer) if answer else (0, 0)
         took, cost = max(0.0, landed.time - asked), usd(self.spec, *tokens) * DISCOUNT
         attempt = Attempt(trail.request, self.door, trail.scope, 1, status, asked, took, *tokens, cost)
@@ -271,7 +272,7 @@ class BatchEndpoint(Endpoint):
         batch = await self._called(partial(self._found, flight))
         if batch is None:
             await self._forget(flight)
-            raise Gone(f"{self.base_url} has no batch over {self.door}'s file")
+            raise Gone(f"{self._where} has no batch over {self.door}'s file")
         return await self._landed(flight, batch)
 
     async def _landed(self, flight: Flight, batch: Batch) -> Landed:
@@ -288,7 +289,7 @@ class BatchEndpoint(Endpoint):
             raise
         await self._pay([one for id, one in lines.items() if id in flight.asked])
         data = (batch.errors.data if batch.errors else None) or []
-        why = brief("; ".join(one.message or one.code or "" for one in data))
+        why = brief(hidden("; ".join(one.message or one.code or "" for one in data), self._key))
         return Landed(lines, time(), batch.status, why)
 
     async def _pay(self, lines: Iterable[Said]) -> None:
@@ -307,7 +308,7 @@ class BatchEndpoint(Endpoint):
         while batch.status not in ENDED:
             if time() > batch.created_at + DAY_S + PATIENCE_S:
                 await self._forget(flight)
-                raise OracleError(f"{self.base_url} has not ended the batch {batch.id}; it is {batch.status}")
+                raise OracleError(f"{self._where} has not ended the batch {batch.id}; it is {batch.status}")
             await asyncio.sleep(pause)
             pause = min(latest, 2 * pause)
             try:
@@ -323,39 +324,47 @@ class BatchEndpoint(Endpoint):
 
     async def _called(self, send: Callable[[], Awaitable[T]], size: int = 0) -> T:
         """What the endpoint answers, after as many tries as it takes. Raises OracleError."""
-        for number in range(self._retries + 1):
+        faults = 0
+        for number in count(1):
             try:
                 async with asyncio.timeout(self.spec.timeout_s + size / BYTES_PER_S):
                     return await send()
             except (openai.OpenAIError, ValueError, TimeoutError) as fault:
-                status, _, error = explain(fault, self.spec, self.base_url)
-                if status == "404":
-                    why = brief(getattr(fault, "message", fault))
-                    raise NoSuch(f"{self.base_url}: {why}; does that endpoint have a Batch API?") from fault
-                if isinstance(fault, ValueError):
-                    error = Again(f"{self.base_url} sent what can't be read: {brief(fault)}")
-                if not isinstance(error, Again) or number == self._retries:
+                error = self._fault_of(fault)
+                faults += not isinstance(error, Limited)
+                if not isinstance(error, Again) or faults > self._retries:
                     raise error from fault
-            pause = min(self._pauses[1], self._pauses[0] * 2**number) * self._jitter.uniform(0.5, 1.0)
-            await asyncio.sleep(max(pause, error.after_s))
+            await self._pause(number, error)
         raise AssertionError("the last try returns or raises")
 
+    def _fault_of(self, fault: Exception) -> OracleError:
+        """What a fault of a batch's own requests means."""
+        if isinstance(fault, ValueError):
+            return Again(f"{self._where} sent what can't be read: {brief(hidden(str(fault), self._key))}")
+        status, _, error = explain(fault, self.spec, self.base_url, self._key)
+        if status != "404":
+            return error
+        why = brief(hidden(str(getattr(fault, "message", fault)), self._key))
+        return NoSuch(f"{self._where}: {why}; does that endpoint have a Batch API?")
 
-def meaning(said: Said | None, landed: Landed, where: str) -> tuple[str, ChatCompletion | None, OracleError | None]:
-    """An Attempt's status, and the completion or what went wrong."""
+
+def meaning(
+    said: Said | None, landed: Landed, where: str, key: str = ""
+) -> tuple[str, ChatCompletion | None, OracleError | None]:
+    """An Attempt's status, and the completion or what went wrong, without the key."""
     if said is None:
         status = landed.status if landed.status != "completed" else "lost"
         return status, None, OracleError(f"{where} gave no reply: its batch is {landed.status}. {landed.why}".strip())
     if said.response is None:
         error = said.error or Said.Fault()
-        code = error.code or "failed"
-        return code, None, OracleError(f"{where} gave no reply ({code}): {brief(error.message or '')}")
+        code = hidden(error.code or "failed", key)
+        return code, None, OracleError(f"{where} gave no reply ({code}): {brief(hidden(error.message or '', key))}")
     code = said.response.status_code
     if code == 200:
         answer = ChatCompletion.construct(**said.response.body)
         return finished(answer), answer, None
     fault = said.response.body.get("error")
-    text = brief(fault.get("message") if isinstance(fault, dict) else fault)
+    text = brief(hidden(str(fault.get("message") if isinstance(fault, dict) else fault), key))
     kind = Refused if code in (400, 422) else OracleError
     return str(code), None, kind(f"{where} refused the request: {text}" if kind is Refused else f"{where}: {text}")
 

@@ -5,14 +5,14 @@ A *door* is one model at one endpoint: what is limited, and paid, together.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic, time_ns
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from grpo_ray.errors import OracleError
 from grpo_ray.llm.addresses import host
+from grpo_ray.llm.pace import TROUBLE, Pacer, Slots, Status, Window
 from grpo_ray.recipe import OracleSpec, Recipe
 from grpo_ray.types import Attempt
 
@@ -20,19 +20,11 @@ BREAK_S = 60.0
 """How long an endpoint without quota is left alone before calls may try again."""
 DEAD = 5
 """Failures in a row to reach an endpoint after which its callers take turns."""
-PACE = 0.98
-"""The share of a known rate that is used: clocks differ, and a refusal costs more than a wait."""
-BURST_S = 1.0
-"""What was left unused of a rate in the last so many seconds may still be used."""
-TROUBLE = 0.1
-"""The share of refusals in a window above which they are a limit, not an accident."""
 LEASE_S = 60.0
 """How long after its own time-out a caller that said no more counts as dead."""
 
 BUDGET, BUDGET_SPENT = "budget", "budget_spent"
 """Events: a person allows a door to cost more; a door's money is spent, and calls wait. {"door", "max_usd"}."""
-Status = Literal["ok", "limited", "unreachable", "quota", "failed", "given_up"]
-"""given_up: the caller went away first, so that nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,113 +110,6 @@ def without_money(events: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(caps)
 
 
-# ── rates ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(slots=True)
-class Pacer:
-    """A rate kept by spacing (the generic cell rate algorithm): `due` is when the next one may pass."""
-
-    per_minute: float | None
-    due: float = 0.0
-
-    def reserve(self, amount: float, now: float) -> float:
-        """Take `amount`'s turn; returns the seconds until it comes."""
-        if not self.per_minute:
-            return 0.0
-        begin = max(self.due, now - BURST_S)
-        self.due = begin + amount * 60.0 / (self.per_minute * PACE)
-        return max(0.0, begin - now)
-
-
-# ── how many at once ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(slots=True)
-class Window:
-    """What came back since a moment, while all slots were taken."""
-
-    began: float
-    done: int = 0
-    refused: int = 0
-
-
-class Slots:
-    """As many calls at once as still pay: doubled while that makes more come back, fewer when refusals are many.
-
-    Judged over windows of as many replies as there are slots. Never more than `ceiling`.
-    """
-
-    def __init__(self, ceiling: int) -> None:
-        self.ceiling, self.limit = ceiling, max(1, ceiling // 2)
-        self.used = 0
-        self._queue: deque[asyncio.Future[None]] = deque()
-        self._window = Window(monotonic())
-        self._best: tuple[int, float] = (0, 0.0)
-        self._hold = 0
-
-    @property
-    def waiting(self) -> int:
-        """How many wait for a slot."""
-        return len(self._queue)
-
-    async def take(self) -> None:
-        """Wait, in turn, for a slot."""
-        if self.used < self.limit and not self._queue:
-            self.used += 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.free()
-            raise
-
-    def free(self) -> None:
-        """Give a slot back."""
-        self.used -= 1
-        self._wake()
-
-    def widen(self, limit: int) -> None:
-        """Let at least so many in at once."""
-        self.limit = max(self.limit, limit)
-        self._wake()
-
-    def judge(self, refused: bool, now: float) -> None:
-        """Count one reply, and at a window's end set the limit anew."""
-        window = self._window
-        window.done += 1
-        window.refused += refused
-        if window.done < self.limit:
-            return
-        if window.refused > max(1, TROUBLE * window.done) or window.refused == window.done:
-            self.limit, self._hold = max(1, int(self.limit * 0.7)), 4
-        elif self._queue or self.used >= self.limit:
-            self._climb(window.done / max(1e-9, now - window.began))
-        self._window = Window(now)
-        self._wake()
-
-    def _climb(self, rate: float) -> None:
-        """More slots if the last step up paid; back to where they paid if it did not, and a while without trying."""
-        slots, before = self._best
-        if self.limit > slots and rate < before * (1 + 0.25 * (self.limit / max(1, slots) - 1)):
-            self.limit, self._hold = max(1, slots), 8
-            return
-        self._best = (self.limit, rate)
-        self._hold -= self._hold > 0
-        if not self._hold:
-            self.limit = min(self.ceiling, self.limit * 2)
-
-    def _wake(self) -> None:
-        while self._queue and self.used < self.limit:
-            turn = self._queue.popleft()
-            if not turn.done():
-                self.used += 1
-                turn.set_result(None)
-
-
 # ── the gate ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -243,6 +128,16 @@ class Door:
     quiet_until: float = 0.0
     shut: tuple[float, str] = (0.0, "")
     """Until when calls are refused, and why."""
+    leases: set[int] = field(default_factory=set)
+    """The calls in the air."""
+    landed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever one of them is over."""
+    price: float = 0.0
+    """What a call costs, in the mean."""
+    asked_s: float = 0.0
+    """The longest that refusals of late asked to wait."""
+    learnt: bool = False
+    """Whether the rate is one that was found by refusals, and so may be too low."""
 
     def check(self, now: float) -> None:
         """Raise Spent or Closed where nobody may pass."""
@@ -251,6 +146,15 @@ class Door:
         if now < self.shut[0]:
             raise Closed(self.shut[1])
 
+    async def afford(self) -> None:
+        """Wait while all the money that is left may go to calls in the air, so that they alone can pass the cap."""
+        while (
+            self.max_usd is not None and self.leases and self.usd + self.price * (len(self.leases) + 1) > self.max_usd
+        ):
+            self.landed.clear()
+            await self.landed.wait()
+            self.check(monotonic())
+
     def wait(self, tokens: int, now: float) -> float:
         """Take a turn; returns the seconds until it comes."""
         turn = max(self.requests.reserve(1, now), self.tokens.reserve(tokens, now))
@@ -258,13 +162,12 @@ class Door:
 
     def learn(self, outcome: Outcome, now: float) -> None:
         """Take to heart what one call came to."""
+        cost = usd(self.spec, outcome.prompt_tokens, outcome.completion_tokens)
+        self.usd += cost
         if outcome.status == "given_up":
             return
-        self.usd += usd(self.spec, outcome.prompt_tokens, outcome.completion_tokens)
-        self.requests.per_minute = (
-            self.spec.requests_per_minute or outcome.requests_per_minute or self.requests.per_minute
-        )
-        self.tokens.per_minute = self.spec.tokens_per_minute or outcome.tokens_per_minute or self.tokens.per_minute
+        self.price += (cost - self.price) / 8 if cost else 0.0
+        self._told(outcome)
         if outcome.status == "quota":
             self.shut = (now + BREAK_S, outcome.why)
         if outcome.status == "unreachable":
@@ -272,7 +175,26 @@ class Door:
         elif self.fails:
             self.fails, self.quiet_until = 0, 0.0
             self.slots.widen(self.slots.ceiling // 2)
-        self.slots.judge(outcome.status == "limited", now)
+        if window := self.slots.judge(outcome.status, now):
+            self._pace(window, now)
+
+    def _told(self, outcome: Outcome) -> None:
+        """The rates that the endpoint says; the config's go first."""
+        said = outcome.requests_per_minute
+        self.learnt = self.learnt and not said
+        self.requests.per_minute = self.spec.requests_per_minute or said or self.requests.per_minute
+        self.tokens.per_minute = self.spec.tokens_per_minute or outcome.tokens_per_minute or self.tokens.per_minute
+        self.asked_s = max(self.asked_s, outcome.retry_after_s)
+
+    def _pace(self, window: Window, now: float) -> None:
+        """Where many were refused, all wait as long as was asked; a rate that nobody tells is found by what passed."""
+        if window.limited > max(1, TROUBLE * window.done):
+            self.quiet_until = max(self.quiet_until, now + self.asked_s)
+            if self.learnt or not self.requests.per_minute:
+                self.requests.per_minute, self.learnt = max(6.0, 60 * window.rate(now)), True
+        elif self.learnt and self.requests.per_minute:
+            self.requests.per_minute *= 1.1
+        self.asked_s = 0.0
 
     def _failed(self, now: float) -> None:
         """The callers of an endpoint that seems dead go on trying, one at a time, ever more rarely.
@@ -321,6 +243,7 @@ class RateGate:
                 await one.slots.take()
                 try:
                     one.check(monotonic())
+                    await one.afford()
                     await asyncio.sleep(one.wait(tokens, monotonic()))
                     one.check(monotonic())
                 except BaseException:
@@ -330,13 +253,14 @@ class RateGate:
             raise Closed(f"{one.spec.model} was busy with other calls for {patience_s:g} s") from None
         self.last += 1
         self.leases[self.last] = (door, monotonic() + one.spec.timeout_s + self.lease_s)
+        one.leases.add(self.last)
+        one.price = one.price or usd(one.spec, tokens, 0)
         self._watch()
         return self.last
 
     async def leave(self, door: str, lease: int, outcome: Outcome) -> None:
         """Say what a call came to; its money counts even where the lease ran out, or another gate gave it."""
-        if self.leases.pop(lease, None):
-            self.doors[door].slots.free()
+        self._end(lease)
         self.doors[door].learn(outcome, monotonic())
 
     async def allow(self, door: str, max_usd: float | None) -> None:
@@ -359,6 +283,13 @@ class RateGate:
             self.burial.cancel()
             self.burial = None
         for lease in [lease for lease, (_, until) in self.leases.items() if until <= monotonic()]:
-            door, _ = self.leases.pop(lease)
-            self.doors[door].slots.free()
+            self._end(lease)
         self._watch()
+
+    def _end(self, lease: int) -> None:
+        """A call is over; nothing where it was already."""
+        if (held := self.leases.pop(lease, None)) is not None:
+            door = self.doors[held[0]]
+            door.leases.discard(lease)
+            door.landed.set()
+            door.slots.free()

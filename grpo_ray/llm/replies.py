@@ -1,11 +1,12 @@
 """What an endpoint's reply, or its fault, means: for the Attempt, for the gate, and for the person who reads of it."""
 
+from dataclasses import replace
 from typing import Any
 
 import openai
 
 from grpo_ray.errors import OracleError
-from grpo_ray.llm.addresses import brief, retry_after
+from grpo_ray.llm.addresses import brief, hidden, retry_after, shown
 from grpo_ray.llm.gate import Outcome
 from grpo_ray.recipe import OracleSpec
 
@@ -25,27 +26,49 @@ class Again(OracleError):
         self.after_s = after_s
 
 
-def explain(fault: Exception, spec: OracleSpec, where: str) -> Read:
-    """What a fault of the SDK's, of the time limit or of a body that is no JSON means."""
-    if isinstance(fault, openai.APITimeoutError | TimeoutError):
+class Limited(Again):
+    """The endpoint allows no more for now: no fault, so that this is tried again until the deadline."""
+
+
+OVERLOADED = (503, 529)
+"""Statuses by which a server says that it has too much to do."""
+
+
+def explain(fault: Exception, spec: OracleSpec, url: str, key: str = "") -> Read:
+    """What a fault of the SDK's, of the time limit or of a body that is no JSON means; nothing of it holds the key."""
+    status, outcome, error = _explained(fault, spec, shown(url), key)
+    error.args = tuple(hidden(str(part), key) for part in error.args)
+    return hidden(status, key), replace(outcome, why=hidden(outcome.why, key)), error
+
+
+def _explained(fault: Exception, spec: OracleSpec, where: str, key: str) -> Read:
+    cause = type(fault.__cause__).__name__
+    if isinstance(fault, openai.APITimeoutError | TimeoutError) and cause != "ConnectTimeout":
         why = f"{where} did not answer within {spec.timeout_s:g} s; see oracle.timeout_s"
-        return "timeout", Outcome("failed"), Again(why)
+        return "timeout", Outcome("late"), Again(why)
     if isinstance(fault, openai.APIConnectionError):
-        why = f"can't reach {where} ({brief(fault.__cause__ or fault)}); start that server, or set oracle.base_url"
+        text = _words(fault.__cause__ or fault, key) or cause
+        why = f"can't reach {where} ({text}); start that server, or set oracle.base_url"
         return "unreachable", Outcome("unreachable"), Again(why)
     if isinstance(fault, openai.APIStatusError):
-        return _status(fault, spec, where)
-    text = brief(getattr(fault, "message", None) or fault)
+        return _status(fault, spec, where, key)
+    text = _words(getattr(fault, "message", None) or fault, key)
     if isinstance(fault, openai.APIResponseValidationError):
         return "broken", Outcome("failed"), Again(f"{where} sent a body that is no JSON: {text}")
     return type(fault).__name__, Outcome("failed"), OracleError(f"{where}: {text}")
 
 
-def _status(fault: openai.APIStatusError, spec: OracleSpec, where: str) -> Read:
+def _words(what: object, key: str) -> str:
+    """`brief`, of which no half of a key is left where it was cut."""
+    return brief(hidden(str(what), key))
+
+
+def _status(fault: openai.APIStatusError, spec: OracleSpec, where: str, key: str) -> Read:
     """What a reply with an error's status means."""
-    code, text, failed = str(fault.status_code), brief(fault.message), Outcome("failed")
+    code, text = str(fault.status_code), _words(fault.message, key)
+    outcome = Outcome("late" if fault.status_code in OVERLOADED else "failed")
     if isinstance(fault, openai.RateLimitError):
-        return _limited(fault, spec, where)
+        return _limited(fault, spec, where, key)
     if isinstance(fault, openai.AuthenticationError | openai.PermissionDeniedError):
         error: OracleError = OracleError(f"{where} refused the key in ${spec.api_key_env}: {text}")
     elif isinstance(fault, openai.NotFoundError):
@@ -56,15 +79,15 @@ def _status(fault: openai.APIStatusError, spec: OracleSpec, where: str) -> Read:
         error = Again(f"{where}: {text}", retry_after(fault.response.headers))
     else:
         error = OracleError(f"{where}: {text}")
-    return code, failed, error
+    return code, outcome, error
 
 
-def _limited(fault: openai.RateLimitError, spec: OracleSpec, where: str) -> Read:
-    text, headers = brief(fault.message), fault.response.headers
+def _limited(fault: openai.RateLimitError, spec: OracleSpec, where: str, key: str) -> Read:
+    text, headers = _words(fault.message, key), fault.response.headers
     if fault.code == "insufficient_quota":
         why = f"{where} has no quota left for the key in ${spec.api_key_env}: {text}"
         return "quota", Outcome("quota", why=why), OracleError(why)
-    again = Again(f"{where} allows no more for now: {text}; see oracle.requests_per_minute", retry_after(headers))
+    again = Limited(f"{where} allows no more for now: {text}; see oracle.requests_per_minute", retry_after(headers))
     return "429", Outcome("limited", retry_after_s=again.after_s, **limits(headers)), again
 
 
@@ -112,9 +135,11 @@ def finished(answer: Any) -> str:
     choice = choice_of(answer)
     if choice is None:
         return "ok" if isinstance(getattr(answer, "data", None), list) else "invalid"
-    if text_of(choice):
-        return "cut_off" if getattr(choice, "finish_reason", None) == "length" else "ok"
-    return "refused" if refusal_of(choice) else "empty"
+    if refusal_of(choice) and not text_of(choice):
+        return "refused"
+    if getattr(choice, "finish_reason", None) == "length":
+        return "cut_off"
+    return "ok" if text_of(choice) else "empty"
 
 
 def vectors(answer: Any, count: int, where: str) -> list[list[float]]:

@@ -1,6 +1,7 @@
 """Shapes asked of a model: the ways to ask for JSON, strictest first, and what of a reply is accepted."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,13 @@ from pydantic import BaseModel, ValidationError
 
 RUNGS = ("json_schema", "json_object", "prompt")
 """Ways to ask for a shape, strictest first."""
+OF_FORM = re.compile(r"(?<![a-z])format(?![a-z])|schema|json_object", re.IGNORECASE)
+"""What a refusal says that means the way of asking."""
+TOO_LONG = re.compile(
+    r"context.?(length|window|size)|(maximum|too many).{0,30}tokens|(prompt|input|messages?) (is|are) too long",
+    re.IGNORECASE,
+)
+"""What a refusal says that means what is asked, however it is."""
 
 
 def response_format(rung: str, name: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -38,3 +38,8 @@ def working(
     terms = [f"{weight:g}·{score:.6g} ({name})" for name, score, weight in weighed if weight]
     total = fsum(weight for _, _, weight in weighed)
     return f"({' + '.join(terms)}) / {total:g}" if terms else f"{judge} scored nothing that counts"
+
+
+def named(*, judge: str = "rubric", **_: object) -> list[tuple[str, str]]:
+    """The judge that it reads."""
+    return [("judge", judge)]

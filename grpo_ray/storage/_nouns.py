@@ -1,10 +1,13 @@
 """Rows into nouns and back: what was saved compares equal with what is read."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from grpo_ray.canonical import typed
+from grpo_ray.protocols import LABEL
 from grpo_ray.recipe import RunState
 from grpo_ray.storage._text import document
 from grpo_ray.types import (
@@ -175,6 +178,22 @@ def evaluation_row(run: str, e: Evaluation) -> Row:
     row: Row = {"run": run, "rollout": e.rollout_id, "judge": e.judge, "dimension": e.dimension}
     row |= {"score": _number(e.score), "rationale": e.rationale, "model": e.model, "stand_in": e.stand_in}
     return row | {"version": e.version, "audit": e.audit}
+
+
+def audits(evaluations: Sequence[Evaluation]) -> None:
+    """Raise ValueError for an evaluation that is no audit."""
+    if strange := next((e for e in evaluations if not e.audit), None):
+        raise ValueError(f"{strange.judge}'s evaluation of {strange.rollout_id} is no audit: its reward is made")
+
+
+def labelled(labels: Sequence[Evaluation]) -> list[Evaluation]:
+    """People's labels as they are kept, as audits. Raises ValueError for what no person said, or is no mark."""
+    for e in labels:
+        if not e.judge.startswith(f"{LABEL}:"):
+            raise ValueError(f"{e.judge}'s evaluation of {e.rollout_id} is no label: a person is called {LABEL}:NAME")
+        if e.score is None or not math.isfinite(e.score):
+            raise ValueError(f"{e.judge}'s label of {e.rollout_id} has no score: {e.score}")
+    return [replace(e, audit=LABEL) for e in labels]
 
 
 def scored_of(

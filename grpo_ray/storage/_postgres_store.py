@@ -162,15 +162,21 @@ class PostgresStore(Store):
         return await self.database.transact(work)
 
     async def add_evaluations(self, evaluations: Sequence[Evaluation]) -> None:
-        if strange := next((e for e in evaluations if not e.audit), None):
-            raise ValueError(f"{strange.judge}'s evaluation of {strange.rollout_id} is no audit: its reward is made")
+        nouns.audits(evaluations)
+        await self._append("add_evaluation", evaluations)
+
+    async def save_labels(self, labels: Sequence[Evaluation]) -> None:
+        await self._append("save_label", nouns.labelled(labels))
+
+    async def _append(self, statement: str, evaluations: Sequence[Evaluation]) -> None:
+        """Add to what was said of rollouts that have rewards. Raises MissingError for another one."""
         rollouts = sorted({e.rollout_id for e in evaluations})
 
         async def work(session: Session) -> None:
             rewarded = {row["rollout"] for row in await session.all("adding_turn", run=self.run, rollouts=rollouts)}
             if lost := next((id for id in rollouts if id not in rewarded), None):
                 raise MissingError(f"run {self.run!r} has no scored rollout {lost!r}")
-            await session.put("add_evaluation", *(nouns.evaluation_row(self.run, e) for e in evaluations))
+            await session.put(statement, *(nouns.evaluation_row(self.run, e) for e in evaluations))
 
         await self.database.transact(work)
 

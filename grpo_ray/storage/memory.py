@@ -11,6 +11,7 @@ from grpo_ray.errors import ConfigError, MissingError
 from grpo_ray.protocols import Archive, Store, Want
 from grpo_ray.recipe import RunState
 from grpo_ray.registry import hint
+from grpo_ray.storage._nouns import audits, labelled
 from grpo_ray.types import (
     Adapter,
     AdapterBytes,
@@ -112,18 +113,18 @@ class MemoryStore(Store):
         return _between(self.scored, first, last)
 
     async def add_evaluations(self, evaluations: Sequence[Evaluation]) -> None:
-        said = {one.rollout.id: one.evaluations for group in self.scored.values() for one in group.rollouts}
-        for e in evaluations:
-            if not e.audit:
-                raise ValueError(f"{e.judge}'s evaluation of {e.rollout_id} is no audit: its reward is made")
-            if e.rollout_id not in said:
-                raise MissingError(
-                    f"run {self.run!r} has no scored rollout {e.rollout_id!r}{hint(e.rollout_id, list(said))}"
-                )
+        audits(evaluations)
+        said = self._said(evaluations)
         for e in evaluations:
             later = self.added.setdefault(e.rollout_id, [])
             if _which(e) not in map(_which, (*said[e.rollout_id], *later)):
                 later.append(e)
+
+    async def save_labels(self, labels: Sequence[Evaluation]) -> None:
+        given = labelled(labels)
+        self._said(given)
+        for e in given:
+            self.added.setdefault(e.rollout_id, []).append(e)
 
     async def added_evaluations(self, first: int = 0, last: int | None = None) -> list[Evaluation]:
         rollouts = [one.rollout for group in _between(self.scored, first, last) for one in group.rollouts]
@@ -195,6 +196,13 @@ class MemoryStore(Store):
         if kind == "prompt":
             return {group.prompt.id: {**plain(group.prompt), "step": step} for step, group in groups}
         return {group.id: {**plain(group), "step": step} for step, group in groups}
+
+    def _said(self, wanted: Sequence[Evaluation]) -> dict[str, tuple[Evaluation, ...]]:
+        """Rollout id → what its reward was made from, of all that have one. Raises MissingError for one of `wanted`."""
+        said = {one.rollout.id: one.evaluations for group in self.scored.values() for one in group.rollouts}
+        if lost := next((e.rollout_id for e in wanted if e.rollout_id not in said), None):
+            raise MissingError(f"run {self.run!r} has no scored rollout {lost!r}{hint(lost, list(said))}")
+        return said
 
     def _added(self, scored: ScoredGroup, place: int) -> list[Evaluation]:
         return self.added.get(scored.rollouts[place].rollout.id, [])

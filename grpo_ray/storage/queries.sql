@@ -85,6 +85,13 @@ SELECT %(run)s, %(rollout)s, 1 + coalesce((SELECT max(e.index) FROM evaluation e
 WHERE NOT EXISTS (SELECT FROM evaluation e WHERE e.run = %(run)s AND e.rollout = %(rollout)s AND e.judge = %(judge)s
     AND e.dimension = %(dimension)s AND e.version = %(version)s AND e.audit = %(audit)s);
 
+-- name: save_label
+-- After all that was said of the rollout; a person may say the same again.
+INSERT INTO evaluation (run, rollout, index, judge, dimension, score, rationale, model, stand_in, version, audit)
+SELECT %(run)s, %(rollout)s, 1 + coalesce((SELECT max(e.index) FROM evaluation e
+        WHERE e.run = %(run)s AND e.rollout = %(rollout)s), -1),
+    %(judge)s, %(dimension)s, %(score)s, %(rationale)s, %(model)s, %(stand_in)s, %(version)s, %(audit)s;
+
 -- name: save_reward
 -- After the evaluations it was made from.
 INSERT INTO reward (run, rollout, value, evaluations) VALUES (%(run)s, %(rollout)s, %(value)s, %(evaluations)s);

@@ -1,9 +1,11 @@
 """How far the judges can be trusted, from what was saved: agreement of their marks when they judge again, canaries that
-fooled them, and scores that rise while right answers become fewer. Pure: the same groups, the same word.
+fooled them, scores that rise while right answers become fewer, and judges that fall silent. Pure: the same groups, the
+same word.
 """
 
 import math
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -22,6 +24,12 @@ SURE = 1.645
 """Standard errors: one-sided 95 %."""
 STEPS = 10
 """The newest steps that are looked at."""
+LOOK = 0.005
+"""How rare so many passed canaries must be at the bar, at one look, for an alarm (see `beyond`)."""
+FEWEST = 2
+"""Passed canaries below which there is no alarm."""
+SILENT = 0.5
+"""The share of a step's marks that may be missing."""
 VERIFIED = "verified"
 HELD = "held"
 """The `audit` of an evaluation whose dimension is not trusted."""
@@ -29,6 +37,9 @@ ALARM, ACCEPTED, CANARY = "judges_alarm", "judges_accepted", "canary"
 """Events: doubts about a judge, a person's word that they may be passed over, and a canary that was judged."""
 Dimension = tuple[str, str]
 """(judge, dimension)"""
+_FAILED = re.compile(r"(the same answer as \S+: )?no verdict\b")
+_FAULT = re.compile(r"[A-Z]\w*: ")
+"""What a judge that failed as a whole is missing for: the error's class and words (`judging.missing`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,28 +114,52 @@ def held_back(evaluations: Iterable[Evaluation], held: Sequence[Dimension]) -> t
     return tuple(replace(e, audit=HELD) if not e.audit and (e.judge, e.dimension) in held else e for e in evaluations)
 
 
-def reviewed(steps: Sequence[Sequence[ScoredGroup]], events: Iterable[Mapping[str, Any]], spec: TrustSpec) -> Review:
+def reviewed(
+    steps: Sequence[Sequence[ScoredGroup]], events: Iterable[Mapping[str, Any]], spec: TrustSpec, first: int = 0
+) -> Review:
     """What is known of the judges from the groups of some steps, oldest first, and from all of the run's events.
 
-    What a person accepted (the event ACCEPTED names the alarm) is no alarm any more.
+    `first` is the oldest of the steps. What a person accepted (the event ACCEPTED names the alarm) speaks against the
+    judge no more: canaries and groups up to the acceptance's step. Those of later steps count anew.
     """
     told = list(events)
-    accepted = {(one["detail"]["kind"], one["detail"]["judge"]) for one in told if one["kind"] == ACCEPTED}
-    canaries = [one["detail"] for one in told if one["kind"] == CANARY]
-    alarms = [one for one in (*_fooled(canaries, spec), *_inflated(steps)) if (one.kind, one.judge) not in accepted]
-    return Review(distrusted([scored for step in steps for scored in step], spec), tuple(alarms))
+    until = accepted(told)
+    alarms = (*_fooled(told, spec, until), *_inflated(steps, first, until), *_silent(steps, first, until))
+    return Review(distrusted([scored for step in steps for scored in step], spec), alarms)
+
+
+def accepted(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], int]:
+    """(kind of alarm, judge) → the last step that a person's acceptance covers."""
+    until: dict[tuple[str, str], int] = {}
+    for event in events:
+        if event["kind"] == ACCEPTED:
+            key = event["detail"]["kind"], event["detail"]["judge"]
+            until[key] = max(event["step"], until.get(key, event["step"]))
+    return until
 
 
 def open_alarms(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The newest word of each alarm of a run's events that no person has accepted."""
+    """The newest word of each alarm of a run's events that no person has accepted at its step or later."""
+    told = list(events)
+    until = accepted(told)
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for event in events:
-        detail = event["detail"]
-        if event["kind"] == ALARM:
-            found[detail["kind"], detail["judge"]] = dict(detail)
-        elif event["kind"] == ACCEPTED:
-            found.pop((detail["kind"], detail["judge"]), None)
+    for event in (one for one in told if one["kind"] == ALARM):
+        key = event["detail"]["kind"], event["detail"]["judge"]
+        if event["step"] > until.get(key, -1):
+            found[key] = dict(event["detail"])
     return list(found.values())
+
+
+def asks_models(groups: Iterable[ScoredGroup]) -> bool:
+    """Whether a model spoke, or failed to, in any evaluation: else there is nothing to review."""
+    return any(e.model or failed(e) for scored in groups for one in scored.rollouts for e in one.evaluations)
+
+
+def failed(e: Evaluation) -> bool:
+    """Whether a mark is missing for a fault, not because there is nothing to check; told by the judges' words."""
+    if e.score is not None:
+        return False
+    return bool(_FAILED.match(e.rationale) or (e.dimension == "all" and not e.model and _FAULT.match(e.rationale)))
 
 
 def fooled(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
@@ -136,13 +171,41 @@ def fooled(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _fooled(events: Iterable[Mapping[str, Any]], spec: TrustSpec) -> Iterable[Alarm]:
-    for judge, (passed, given) in sorted(fooled(events).items()):
-        if wilson_low(passed, given) > spec.max_false_positives:
+def _fooled(
+    events: Iterable[Mapping[str, Any]], spec: TrustSpec, until: Mapping[tuple[str, str], int]
+) -> Iterable[Alarm]:
+    canaries = [
+        one["detail"]
+        for one in events
+        if one["kind"] == CANARY and one["step"] > until.get(("canaries", one["detail"]["judge"]), -1)
+    ]
+    for judge, (passed, given) in sorted(fooled(canaries).items()):
+        if beyond(passed, given, spec.max_false_positives):
             words = (
                 f"{judge} took {passed} of {given} canaries for good answers; {spec.max_false_positives:.0%} may pass"
             )
             yield Alarm("canaries", judge, words)
+
+
+def beyond(passed: int, given: int, bar: float) -> bool:
+    """Whether more canaries passed than the bar explains: at least FEWEST, and P(X ≥ passed) < LOOK, X ~ Bin(given, bar).
+
+    LOOK makes up for looking again after every canary: of judges exactly at the bar, 2.2 % raise an alarm within 200
+    canaries where the bar is 2 %, 2.9 % at 5 %, 3.7 % at 20 % (computed exactly, step by step).
+    """
+    return passed >= FEWEST and tail(passed, given, bar) < LOOK
+
+
+def tail(passed: int, given: int, bar: float) -> float:
+    """P(X ≥ passed) for X ~ Binomial(given, bar)."""
+    if bar <= 0 or bar >= 1:
+        return float(passed <= (given if bar >= 1 else 0))
+    logs = (
+        math.lgamma(given + 1) - math.lgamma(k + 1) - math.lgamma(given - k + 1)
+        + k * math.log(bar) + (given - k) * math.log1p(-bar)
+        for k in range(passed, given + 1)
+    )  # fmt: skip
+    return min(1.0, math.fsum(math.exp(one) for one in logs))
 
 
 def wilson_low(passed: int, given: int, z: float = SURE) -> float:
@@ -152,32 +215,62 @@ def wilson_low(passed: int, given: int, z: float = SURE) -> float:
     return max(0.0, (share + more / 2 - spread) / (1 + more))
 
 
-def _inflated(groups: Sequence[Sequence[ScoredGroup]]) -> Iterable[Alarm]:
-    """Judges whose scores rose from the older half of the steps to the newer one while verified answers became fewer."""
-    half = len(groups) // 2
-    old, new = _means(groups[:half]), _means(groups[half:])
-    right = _shift(old.get((VERIFIED, VERIFIED), []), new.get((VERIFIED, VERIFIED), []))
-    if right is None or right[0] + SURE * right[1] >= 0:
-        return
-    for judge, _ in sorted(key for key in old if key[1] == "" and key[0] != VERIFIED):
-        kinder = _shift(old[judge, ""], new.get((judge, ""), []))
-        if kinder and kinder[0] - SURE * kinder[1] > 0:
+def _silent(
+    steps: Sequence[Sequence[ScoredGroup]], first: int, until: Mapping[tuple[str, str], int]
+) -> Iterable[Alarm]:
+    """Judges that gave too few of the marks of the newest step, for faults or in replies without a mark.
+
+    A panel's mark may be missing because people have to decide; its members are looked at instead.
+    """
+    heard: dict[str, list[Evaluation]] = defaultdict(list)
+    shares: dict[str, list[float]] = defaultdict(list)
+    for one in (one for scored in (steps[-1] if steps else ()) for one in scored.rollouts):
+        said: dict[str, list[Evaluation]] = defaultdict(list)
+        for e in (e for e in one.evaluations if e.audit in ("", HELD)):
+            said[e.judge].append(e)
+        for judge, some in said.items():
+            lost = [e for e in some if failed(e) or (e.score is None and e.model)]
+            heard[judge] += lost
+            shares[judge].append(len(lost) / len(some))
+    for judge, found in sorted(shares.items()):
+        known = first + len(steps) - 1 <= until.get(("silent", judge), -1)
+        if fmean(found) <= SILENT or known or any(other.startswith(f"{judge}/") for other in shares):
+            continue
+        yield Alarm(
+            "silent", judge, f"{judge} gave no mark to {fmean(found):.0%} of the answers: {reason(heard[judge])}"
+        )
+
+
+def reason(missing: Iterable[Evaluation]) -> str:
+    """The commonest reason that marks are missing for, cut to 160 characters."""
+    counts = Counter(" ".join(e.rationale.split())[:160] or "no reason given" for e in missing)
+    return min(counts, key=lambda why: (-counts[why], why))
+
+
+def _inflated(
+    steps: Sequence[Sequence[ScoredGroup]], first: int, until: Mapping[tuple[str, str], int]
+) -> Iterable[Alarm]:
+    """Judges that ask a model and whose scores rose from the older half of the steps to the newer one while verified
+    answers became fewer."""
+    every = [scored for step in steps for scored in step]
+    for judge in sorted({e.judge for scored in every for one in scored.rollouts for e in one.evaluations if e.model}):
+        anew = steps[max(0, until.get(("inflation", judge), -1) + 1 - first) :]
+        half = len(anew) // 2
+        right = _shift(_means(anew[:half], None), _means(anew[half:], None))
+        kinder = _shift(_means(anew[:half], judge), _means(anew[half:], judge))
+        if right and kinder and right[0] + SURE * right[1] < 0 < kinder[0] - SURE * kinder[1]:
             words = f"{judge}'s scores rose by {kinder[0]:.2f} while {-right[0]:.2f} fewer of the answers are right"
             yield Alarm("inflation", judge, words)
 
 
-def _means(groups: Sequence[Sequence[ScoredGroup]]) -> dict[Dimension, list[float]]:
-    """(judge, "") → its mean score in each group; (verified, verified) → the share of right answers."""
-    found: dict[Dimension, list[float]] = defaultdict(list)
-    for scored in (scored for step in groups for scored in step):
-        said: dict[Dimension, list[float]] = defaultdict(list)
-        for e in (
-            e for one in scored.rollouts for e in one.evaluations if e.audit in ("", HELD) and e.score is not None
-        ):
-            key = (VERIFIED, VERIFIED) if e.dimension == VERIFIED else (e.judge, "")
-            said[key].append(e.score if e.score is not None else 0.0)
-        for key, scores in said.items():
-            found[key].append(fmean(scores))
+def _means(steps: Sequence[Sequence[ScoredGroup]], judge: str | None) -> list[float]:
+    """A judge's mean score in each group; for None the share of answers that verifiers found right."""
+    found = []
+    for scored in (scored for step in steps for scored in step):
+        said = [e for one in scored.rollouts for e in one.evaluations if e.audit in ("", HELD)]
+        mine = [e for e in said if (e.judge == judge if judge else e.dimension == VERIFIED and not e.model)]
+        if scores := [e.score for e in mine if e.score is not None]:
+            found.append(fmean(scores))
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from grpo_ray import curation
-from grpo_ray.forecasts.hindsight import gain, is_rewrite, summed, worth
+from grpo_ray.forecasts.hindsight import REJUDGED, gain, is_rejudged, is_rewrite, summed, worth
 from grpo_ray.types import Attempt, Lesson
 
 Numbers = dict[str, Any]
@@ -19,13 +19,15 @@ AUDITS = ("repeat", "permuted", "second", "rejudged")
 def costs(attempts: Sequence[Attempt], lessons: Sequence[Lesson], outcome: Mapping[str, Any] | None) -> Numbers:
     """Of the judges' calls alone; rewriting is not judging. Seconds are those of calls that succeeded, each try alone.
 
-    `retries` is the share of tries after the first, `failed` that of tries that ended otherwise than well.
+    `retries` is the share of tries after the first, `failed` that of tries that ended otherwise than well. Rejudging,
+    which may wait for batches, counts in neither seconds nor `worth`.
     """
     paid = [one for one in attempts if not is_rewrite(one)]
-    every = summed(paid)
+    own = [one for one in paid if not is_rejudged(one)]
+    every = summed(own)
     rows = len(curation.rows(lessons))
     tokens = every.tokens_in + every.tokens_out
-    seconds = [one.seconds for one in paid if one.status == "ok"]
+    seconds = [one.seconds for one in own if one.status == "ok"]
     return {
         **_sums(paid),
         "retries": _share(one.number > 1 for one in paid),
@@ -43,7 +45,9 @@ def costs(attempts: Sequence[Attempt], lessons: Sequence[Lesson], outcome: Mappi
 
 
 def purpose(attempt: Attempt) -> str:
-    """What a call was for: reward, audit, canary or exam, told by its scope, step/group/place-judge(-audit)."""
+    """What a call was for: reward, audit, canary, exam or rejudge, told by its scope, step/group/place-judge(-audit)."""
+    if is_rejudged(attempt):
+        return REJUDGED
     step, group, seat = (*attempt.scope.split("/", 2), "", "")[:3]
     if group.startswith("canary-"):
         return "canary"
@@ -54,7 +58,7 @@ def purpose(attempt: Attempt) -> str:
 
 def judge_of(attempt: Attempt) -> str:
     """The judge that a call was made for, as the recipe names its file; "" where the scope doesn't tell."""
-    seat = (*attempt.scope.split("/", 2), "", "")[2]
+    seat = (*attempt.scope.removeprefix(f"{REJUDGED}/").split("/", 2), "", "")[2]
     name, audit = seat.partition("-")[2], _audit(seat)
     return name.removesuffix(f"-{audit}") if audit else name
 

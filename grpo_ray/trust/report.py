@@ -69,6 +69,7 @@ def judge_report(saved: Saved) -> Numbers:
         "bars": bars,
         "judges": [_judge(found, judge, saved) for judge in found.model_judges],
         "others": [_other(found, judge) for judge in found.said if judge not in found.model_judges],
+        "silent": [_silent(found, judge) for judge in found.silent_judges],
         "panels": panels(found),
         "accuracy": accuracy(found),
         "reward": reward_noise(saved.steps, saved.recipe),
@@ -345,6 +346,11 @@ def _other(found: Sheet, judge: str) -> Numbers:
             for name in sorted({e.dimension for e in said})
         ],
     }
+
+
+def _silent(found: Sheet, judge: str) -> Numbers:
+    """A judge that failed on everything, and why."""
+    return {"judge": judge, "missing": _missing([e for _, e in found.said[judge]])}
 
 
 def _scores(said: Sequence[Evaluation], name: str) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grpo_ray.recipe import Recipe
-from grpo_ray.trust.alarms import HELD, VERIFIED, Dimension
+from grpo_ray.trust.alarms import HELD, VERIFIED, Dimension, failed
 from grpo_ray.types import Evaluation, ScoredGroup, ScoredRollout
 
 Array = NDArray[Any]
@@ -45,6 +45,19 @@ class Sheet:
     def model_judges(self) -> tuple[str, ...]:
         """Those that asked a model, by name."""
         return tuple(sorted(judge for judge, some in self.said.items() if any(e.model for _, e in some)))
+
+    @property
+    def silent_judges(self) -> tuple[str, ...]:
+        """Those that failed on everything, so that nobody knows whether they ask a model; by name."""
+        return tuple(
+            sorted(
+                judge
+                for judge, some in self.said.items()
+                if judge not in self.model_judges
+                and all(e.score is None for _, e in some)
+                and any(failed(e) for _, e in some)
+            )
+        )
 
     def dimensions(self, judge: str) -> tuple[str, ...]:
         """What a judge spoke of where it counts, or would; one that failed as a whole spoke of "all", which is none."""

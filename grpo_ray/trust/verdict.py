@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from grpo_ray.trust.alarms import ITEMS
+from grpo_ray.trust.alarms import ITEMS, beyond
 
 Numbers = Mapping[str, Any]
 Worth = Literal["trusted", "not trusted", "says nothing", "unknown"]
@@ -68,7 +68,8 @@ def verdict(report: Numbers) -> list[dict[str, Any]]:
     if report["stand_in"]:
         words = "these numbers tell that the machinery works, not how good the judges are"
         said.append(_about("", [f"A stand-in spoke for {_listed(report['stand_in'])}: {words}."]))
-    if not report["judges"]:
+    said += [_about(one["judge"], [_of_silent(one["missing"])]) for one in report["silent"]]
+    if not report["judges"] and not report["silent"]:
         said.append(_about("", ["No judge of this run asked a model: there is nothing that needs trust."]))
     said += [_about(judge["judge"], _of_judge(judge, report["bars"])) for judge in report["judges"]]
     rest = [*_of_alarms(report), *_of_rewards(report["reward"])]
@@ -91,11 +92,17 @@ def _of_judge(judge: Numbers, bars: Numbers) -> list[str]:
         kinds = _listed([one["kind"] for one in canaries["kinds"] if one["passed"]])
         words = f"It took {canaries['passed']} of {canaries['given']} canaries for good answers"
         more = f" ({kinds})" if canaries["passed"] else ""
-        over = f"; {bars['false_positives']:.0%} may pass" if canaries["low"] > bars["false_positives"] else ""
+        bar = bars["false_positives"]
+        over = f"; {bar:.0%} may pass" if beyond(canaries["passed"], canaries["given"], bar) else ""
         said.append(f"{words}{more}{over}.")
     if (right := canaries["right"])["given"]:
         said.append(f"Of answers known to be right it passed {right['passed']} of {right['given']}.")
     return said + [_bias(alarm["finding"], judge["bias"]["truth"]) for alarm in judge["bias"]["alarms"]]
+
+
+def _of_silent(missing: Numbers) -> str:
+    top = missing["reasons"][0]
+    return f"It gave no mark: all {missing['count']} are missing, {top['count']} of them for this reason: {top['why']}."
 
 
 def _doubtful(dimensions: Sequence[Numbers]) -> list[Numbers]:

@@ -5,6 +5,7 @@ process of its own. bespokelabs-curator, the peer, needs an environment of its o
 `python -m venv .venv/curator && .venv/curator/bin/pip install bespokelabs-curator==0.1.31`; without it, no row.
 """
 
+import asyncio
 import json
 import os
 import shutil
@@ -21,11 +22,13 @@ from statistics import median
 from typing import Any
 
 from judging_bias import bias_rows
-from judging_crew import SIZE, group
+from judging_crew import RUN, SIZE, group
 from judging_talk import injection_rows
 from rows import arguments, publish, row
 
 from grpo_ray.judges import rubric
+from grpo_ray.launch import open_archive
+from grpo_ray.recipe import Placement
 from grpo_ray.storage.embedded import remove
 
 HERE = Path(__file__).parent
@@ -141,8 +144,7 @@ def fault_rows(rows: int, pairs: int) -> list[dict[str, Any]]:
         with server(*misbehaved) as url, home() as folder:
             said, _ = child("judging_crew.py", "--url", url, "--home", folder, *options)
             bad.append(said["seconds"])
-            reasons = sum(said["missing"].values())
-            unended += said["rollouts"] - said["scored"] - reasons // len(rubric.DIMENSIONS)
+            unended += len(rubric.DIMENSIONS) * rows - said["ended"]
             twice += stats(url)["duplicates"]
             scored += said["scored"]
     how = f"4 % each of {', '.join(FAULTS)}: {median(bad):.2f} s to {median(good):.2f} s; {scored} of {pairs * rows} scored"
@@ -186,24 +188,34 @@ def kill_rows(rows: int) -> list[dict[str, Any]]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         judge = json.loads(process.stdout.readline())["ready"]
-        air = _killed(url, rows // 3, judge)
-        air += _killed(url, 2 * rows // 3, process.pid)
+        air = _killed(url, folder, rows // 3, judge)
+        air += _killed(url, folder, 2 * rows // 3, process.pid)
         process.communicate()
         said, _ = child("judging_ray.py", "--url", url, "--home", folder, "--rows", rows)
         served = stats(url)
-    how = f"{rows} rows; judge actor and driver killed; {air} calls in the air then, {served['duplicates']} answered twice"
+    how = f"{rows} rows; judge actor and driver killed; {air} calls not stored yet then, {served['duplicates']} answered twice"
     return [
         row("paid for twice, beyond those in the air", max(0, served["duplicates"] - air), "", bar=0, how=how),
         row("rows without a score after it", rows - said["scored"], "", bar=0, how=how),
     ]
 
 
-def _killed(url: str, answered: int, pid: int) -> int:
-    """Wait for so many answers, kill, and say how many calls were in the air."""
+def _killed(url: str, folder: str, answered: int, pid: int) -> int:
+    """Wait for so many answers, kill, and say how many calls had been sent whose reply was not in the store yet."""
     while (now := stats(url))["answered"] < answered:
         time.sleep(0.05)
+    moment = time.time()
     os.kill(pid, signal.SIGKILL)
-    return max(now["in_flight"], AT_ONCE)
+    return now["requests"] - asyncio.run(_stored(folder, moment))
+
+
+async def _stored(folder: str, moment: float) -> int:
+    """The calls begun before a moment whose replies are stored."""
+    archive = await open_archive(Placement(home=folder))
+    try:
+        return sum(one.time <= moment for one in await (await archive.open(RUN)).attempts())
+    finally:
+        await archive.close()
 
 
 def main() -> None:

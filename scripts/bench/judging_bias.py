@@ -11,6 +11,8 @@ from grpo_ray.trust.bias import Finding, alarms, biases, noisy_dimensions, posit
 SIGMA = 0.12
 """The judge's own noise, in marks."""
 GROUPS, SIZE = 60, 8
+COMPARED = 1600
+"""Comparisons: half of those that the groups' pairs give in both orders."""
 Key = tuple[str, str]
 
 
@@ -51,7 +53,11 @@ def judge(seed: int, planted: Planted) -> list[Finding]:
     found = biases(score, group, truth={"verifier": right}, length=length, position=place, features=phrases)
     sizes = {"clarity": np.sqrt(planted.noise), "logic": 1.0, "facts": 1.0, "relevance": 1.0}
     repeats = {name: 0.5 + 0.05 * size * rng.normal(size=(3, 60)) for name, size in sizes.items()}
-    return [*found, position_preference(int(rng.binomial(800, planted.first)), 800), *noisy_dimensions(repeats)]
+    return [
+        *found,
+        position_preference(int(rng.binomial(COMPARED, planted.first)), COMPARED),
+        *noisy_dimensions(repeats),
+    ]
 
 
 def bias_rows(seeds: int) -> list[dict[str, Any]]:

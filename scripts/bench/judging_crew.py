@@ -98,11 +98,12 @@ async def timed(groups: int, plan: Recipe, crew: Crew, store: Store) -> dict[str
 
 
 def counted(scored: list[ScoredGroup]) -> dict[str, Any]:
-    """Rollouts by what became of their evaluation."""
+    """Rollouts by what became of their evaluations; `ended`: evaluations with a score, or missing with a reason."""
     said = [one.evaluations for group in scored for one in group.rollouts]
     missing = Counter(e.rationale for some in said for e in some if e.score is None)
-    whole = sum(all(e.score is not None for e in some) for some in said)
-    return {"rollouts": len(said), "evaluations": sum(map(len, said)), "scored": whole, "missing": dict(missing)}
+    ended = sum(e.score is not None or bool(e.rationale) for some in said for e in some)
+    whole = sum(bool(some) and all(e.score is not None for e in some) for some in said)
+    return {"rollouts": len(said), "ended": ended, "scored": whole, "missing": dict(missing)}
 
 
 def options() -> argparse.ArgumentParser:

@@ -217,6 +217,32 @@ def test_only_audits_of_what_has_a_reward_can_be_added(storage: Opened, run: str
     asyncio.run(main())
 
 
+def test_people_s_labels_are_kept_beside_what_counted_and_the_newest_comes_last(storage: Opened, run: str) -> None:
+    async def main() -> None:
+        async with begun(storage, run) as (_, store):
+            await store.save_group(0, group("a"))
+            label = Evaluation("r-a-1", "person:ada \x00", "overall", 0.1 + 0.2, "so \ud800 so")
+            with pytest.raises(MissingError, match="r-a-1"):
+                await store.save_labels([label])
+            await store.save_scored(0, scored(group("a")))
+            said = [label, replace(label, score=1.0), label, replace(label, judge="person:bob")]
+            await store.save_labels(said[:2])
+            await store.save_labels(said[2:])
+            assert await store.added_evaluations() == [replace(e, audit="person") for e in said]
+            for strange, words in (
+                (replace(label, judge="rubric"), "no label"),
+                (replace(label, score=None), "no score"),
+            ):
+                with pytest.raises(ValueError, match=words):
+                    await store.save_labels([label, strange])
+            with pytest.raises(MissingError, match="r-a-9"):
+                await store.save_labels([label, replace(label, rollout_id="r-a-9")])
+            assert len(await store.added_evaluations()) == len(said)
+            assert await store.scored_groups() == [scored(group("a"))]
+
+    asyncio.run(main())
+
+
 def test_adapters_are_kept_by_their_hash(storage: Opened, run: str) -> None:
     async def main() -> None:
         async with begun(storage, run) as (_, store):

@@ -75,10 +75,10 @@ def test_the_tools_and_what_they_say_of_themselves() -> None:
             tools = {tool.name: tool for tool in (await client.list_tools()).tools}
         assert list(tools) == [
             "list_runs", "status", "list_templates", "explain_rollout", "review_queue", "judge_report", "search_rollouts",
-            "pause", "resume", "stop",
+            "pause", "resume", "stop", "label_rollout",
         ]  # fmt: skip
         reads = {name for name, tool in tools.items() if tool.annotations and tool.annotations.read_only_hint}
-        assert reads == set(tools) - {"pause", "resume", "stop"}
+        assert reads == set(tools) - {"pause", "resume", "stop", "label_rollout"}
         assert all(tool.input_schema["additionalProperties"] is False for tool in tools.values())
         assert all(tool.description for tool in tools.values())
 
@@ -91,6 +91,18 @@ def test_pause_resume_and_stop_reach_the_run() -> None:
             answer = await called(url, tool, run=RUN)
             assert answer.structured_content["wanted"] == wanted
             assert await archive.wanted(RUN) == wanted
+
+    served(visit)
+
+
+def test_a_label_is_kept_and_one_off_the_scale_is_not() -> None:
+    async def visit(url: str, archive: Archive) -> None:
+        answer = await called(url, "label_rollout", rollout="r-0-0", score=0.5, why="half of it")
+        assert answer.structured_content["judge"] == "person:mcp"
+        assert (await called(url, "label_rollout", rollout="r-0-0", score=1.5)).is_error
+        assert (await called(url, "label_rollout", rollout="r-7", score=0.5)).is_error
+        (kept,) = await (await archive.open(RUN)).added_evaluations()
+        assert (kept.rollout_id, kept.dimension, kept.score, kept.rationale) == ("r-0-0", "overall", 0.5, "half of it")
 
     served(visit)
 

@@ -14,20 +14,17 @@ from grpo_ray.llm.gate import (
     BREAK_S,
     BUDGET,
     BUDGET_SPENT,
-    BURST_S,
     DEAD,
-    PACE,
     Closed,
     Outcome,
-    Pacer,
     RateGate,
-    Slots,
     Spent,
     door_of,
     specs_of,
     spent,
     without_money,
 )
+from grpo_ray.llm.pace import BURST_S, PACE, Pacer, Slots
 from grpo_ray.recipe import Named, OracleSpec, Recipe
 from grpo_ray.types import Attempt
 
@@ -174,10 +171,6 @@ def test_no_rate_no_wait_and_what_the_endpoint_says_is_learnt() -> None:
     run(work)
 
 
-def reply(slots: Slots, now: float, refused: bool = False) -> None:
-    slots.judge(refused, now)
-
-
 def test_slots_double_while_more_comes_back_and_step_back_when_not() -> None:
     slots = Slots(64)
     slots.used = 64  # all taken, always
@@ -186,17 +179,17 @@ def test_slots_double_while_more_comes_back_and_step_back_when_not() -> None:
         limits.append(slots.limit)
         now += 1.0 if slots.limit <= 32 else slots.limit / 32  # the endpoint serves 32 at once
         for _ in range(slots.limit):
-            slots.judge(False, now)
+            slots.judge("ok", now)
     assert limits[0] == 32 and 64 in limits and limits[-1] == 32
 
 
 def test_a_window_of_refusals_takes_slots_and_single_ones_do_not() -> None:
     slots = Slots(32)
     for place in range(16):
-        slots.judge(place == 3, 1.0)
+        slots.judge("limited" if place == 3 else "ok", 1.0)
     assert slots.limit == 16
     for place in range(16):
-        slots.judge(place % 2 == 0, 2.0)
+        slots.judge("limited" if place % 2 == 0 else "ok", 2.0)
     assert slots.limit == 11
 
 
@@ -392,3 +385,44 @@ def test_doors_that_wait_for_money_are_told_until_more_is_allowed() -> None:
     assert without_money(spent) == ["a", "b"]
     assert without_money([*spent, event(BUDGET, "a", 1.0), event(BUDGET, "b", 3.0)]) == ["a"]
     assert without_money([*spent, event(BUDGET, "a", None), event(BUDGET_SPENT, "b", 3.0)]) == ["b"]
+
+
+def test_money_promised_to_calls_in_the_air_is_waited_for_and_the_cap_holds() -> None:
+    async def work() -> None:
+        one = gate(max_usd=1.0, usd_per_million=(1_000_000.0, 0.0))  # a dollar a token in
+        first = await one.enter(DOOR, 1, 1.0)
+        second = asyncio.create_task(one.enter(DOOR, 1, 60.0))
+        assert not await settled(second)
+        await one.leave(DOOR, first, Outcome("ok", 0, 0))  # it cost nothing after all
+        await second
+        third = asyncio.create_task(one.enter(DOOR, 1, 60.0))
+        await one.leave(DOOR, second.result(), Outcome("ok", 1, 0))
+        with pytest.raises(Spent):
+            await third
+        assert (await one.total())[DOOR] == 1.0
+
+    run(work)
+
+
+def test_many_refusals_make_all_wait_as_long_as_was_asked_and_teach_a_rate() -> None:
+    async def work() -> None:
+        one = gate(concurrency=8)
+        for _ in range(4):
+            await one.leave(DOOR, 0, Outcome("limited", retry_after_s=2.0))
+        door = one.doors[DOOR]
+        assert door.quiet_until > 0 and door.learnt and door.requests.per_minute
+        rate = door.requests.per_minute
+        for _ in range(8):
+            await one.leave(DOOR, 0, OK)
+        assert door.requests.per_minute > rate
+
+    run(work)
+
+
+def test_late_replies_take_slots_as_refusals_do() -> None:
+    slots = Slots(16)
+    slots.used = 16
+    for _ in range(4):
+        for _ in range(slots.limit):
+            slots.judge("late", 1.0)
+    assert slots.limit == 1

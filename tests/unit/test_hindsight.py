@@ -62,6 +62,13 @@ def test_what_a_run_took_has_the_names_of_a_forecast() -> None:
     assert "seconds" not in actual(CALLS, LESSONS, None)
 
 
+def test_what_a_rejudging_took_is_no_part_of_the_run() -> None:
+    late = [call("rejudge/0/g-0/0-rubric-repeat"), call("0/g-0/0-rubric-rejudged")]
+    assert actual([*CALLS, *late], LESSONS, OUTCOME) == actual(CALLS, LESSONS, OUTCOME)
+    assert by_group([*CALLS, *late]) == by_group(CALLS)
+    assert review([], [*CALLS, *late], LESSONS, OUTCOME) == review([], CALLS, LESSONS, OUTCOME)
+
+
 def test_a_forecast_is_judged_quantity_by_quantity() -> None:
     said = Forecast(2, 4, False, {"usd": Expected(2.0, 1.5, 2.4, 1.2, 2.6), "rewrite_calls": Expected(0, 0, 0, 0, 0)})
     found = judged(said, {"usd": 2.5, "rewrite_calls": 1.0, "rows": 3.0})

@@ -270,6 +270,29 @@ def test_a_run_without_anything_says_so() -> None:
     assert "No judge of this run asked a model" in report["verdict"][0]["words"][0]
 
 
+def test_a_judge_that_failed_on_everything_is_named_with_its_reason() -> None:
+    base = scored("g-1", {"a": {("verifier", "verified", ""): 1.0}, "b": {("verifier", "verified", ""): None}})
+    words = "OracleError: 401 Unauthorized"
+    rollouts = tuple(
+        replace(one, evaluations=(*one.evaluations, Evaluation(one.rollout.id, "rubric", "all", None, words)))
+        for one in base.rollouts
+    )
+    report = judge_report(few(replace(base, rollouts=rollouts)))
+    (silent,) = report["silent"]
+    assert silent == {"judge": "rubric", "missing": {"count": 2, "reasons": [{"why": words, "count": 2}]}}
+    assert [one["about"] for one in report["verdict"]] == ["rubric"] and words in report["verdict"][0]["words"][0]
+    assert judge_report(few(base))["silent"] == []
+
+
+def test_rejudging_is_told_as_such_and_counts_in_neither_seconds_nor_worth() -> None:
+    saved = faulty(groups=4)
+    late = replace(saved.attempts[0], scope="rejudge/0/g-1/0-rubric-repeat", seconds=40000.0)
+    before, after = (judge_report(replace(saved, attempts=(*saved.attempts, *some)))["costs"] for some in ((), (late,)))
+    assert [after[name] == before[name] for name in ("p50", "p95", "latency", "worth")] == [True] * 4
+    assert after["calls"] == before["calls"] + 1 and [one["name"] for one in after["judges"]] == ["rubric"]
+    assert {one["name"]: one["calls"] for one in after["purposes"]}["rejudge"] == 1
+
+
 def test_many_different_marks_are_counted_in_bins() -> None:
     few_levels = distribution([0.0, 0.5, 0.5, 1.0])
     assert [(one["low"], one["count"]) for one in few_levels] == [(0.0, 1), (0.5, 2), (1.0, 1)]

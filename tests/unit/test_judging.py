@@ -1,6 +1,9 @@
 """The judges side by side, and judged themselves: audits, canaries, versions, and faults that stay where they belong."""
 
 import asyncio
+import importlib.util
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,7 @@ import pytest
 from serving import Canned, group
 
 from grpo_ray.errors import ConfigError, OracleError
-from grpo_ray.judging import EXAM, LocalJudges, checked, chosen, known_right, version_of
+from grpo_ray.judging import EXAM, LocalJudges, checked, chosen, imported, known_right, version_of
 from grpo_ray.loop import attempt
 from grpo_ray.protocols import Crew, Oracle
 from grpo_ray.recipe import JudgeSpec, Named, OracleSpec, Recipe, RewardSpec, TrustSpec
@@ -111,6 +114,12 @@ def test_a_judge_s_own_oracle_is_asked_again_and_not_the_main_one() -> None:
     assert heard(said) == [("", 1.0, "model weak"), ("repeat", 0.5, "model weak")]
 
 
+def test_nobody_is_his_own_second() -> None:
+    says: dict[tuple[str, int], str | OracleError] = {("strong", 0): "1", ("strong", 1): "0.5"}
+    said = judged(recipe(replace(ASKING, oracle="strong"), audit=1.0, second="strong"), Knowing(says))
+    assert heard(said) == [("", 1.0, "model strong"), ("repeat", 0.5, "model strong")]
+
+
 def test_judges_that_ask_no_model_and_exams_are_not_audited() -> None:
     oracle = Knowing({("", 0): "1"})
     said = judged(recipe(JudgeSpec(name="verifier"), ASKING, audit=1.0, canaries=1.0), oracle, step=EXAM)
@@ -195,8 +204,23 @@ def test_an_answer_that_a_verifier_found_right_may_be_a_canary_and_one_that_a_mo
     verified = [Evaluation("r-1", "verifier", "verified", 1.0, ""), Evaluation("r-0", "verifier", "verified", 0.0, "")]
     assert known_right(whole, verified) == "second"
     assert known_right(whole, [Evaluation("r-0", "rubric", "verified", 1.0, "", "a model")]) is None
-    assert [one.kind for one in fitting("second")][-1] == RIGHT and RIGHT not in {one.kind for one in fitting(None)}
-    assert planted(whole, fitting("second")[-1]).rollouts[0].text == "second"
+    assert [one.kind for one in fitting(whole, "second")][-1] == RIGHT
+    assert RIGHT not in {one.kind for one in fitting(whole, None)}
+    assert planted(whole, fitting(whole, "second")[-1]).rollouts[0].text == "second"
+
+
+def test_an_answer_that_may_be_right_is_no_bad_canary() -> None:
+    def kinds(answer: str | None, *texts: str, question: str = "?") -> set[str]:
+        one = group(*texts)
+        task = replace(one.prompt.task, answer=answer, question=question)
+        return {canary.kind for canary in fitting(replace(one, prompt=replace(one.prompt, task=task)), None)}
+
+    every, rest = {one.kind for one in CANARIES}, " and so on" * 9
+    assert kinds("42", "We add them." + rest + "\nAnswer: 42") == every
+    assert kinds("42", "It is 42." + rest) == every - {"truncated"} == kinds(None, "Answer: 42" + rest, "Answer: 42")
+    assert kinds("4", "It is 42." + rest) == every
+    assert kinds("paris", "Rome") == every - {"another question"}
+    assert kinds(None, "Rome", question="What is the capital of France?") == every - {"another question"}
 
 
 def test_a_judge_that_is_not_fooled_leaves_an_event_too_and_the_same_step_leaves_it_once() -> None:
@@ -299,3 +323,34 @@ def test_a_version_changes_with_the_code(tmp_path: Path, monkeypatch: pytest.Mon
     judges = [find("judges", f"told_judges.{name}", "judge") for name in ("kind", "same", "strict")]
     kind, same, strict = (version_of(judge, ASKING, recipe()) for judge in judges)
     assert kind == same != strict
+
+
+def test_a_version_changes_with_the_modules_that_requests_are_built_from() -> None:
+    grader = inspect.getmodule(find("judges", "grader", "judge"))
+    assert grader is not None
+    names = [one.__name__ for one in imported(grader)]
+    assert names == sorted(names) and {"grpo_ray.graders.specs", "grpo_ray.fenced"} <= set(names)
+    assert not {"grpo_ray.types", "grpo_ray.protocols", "grpo_ray.judges.grader"} & set(names)
+
+
+def test_a_version_changes_with_code_that_a_judge_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for at, words in enumerate(("be kind", "be strict", "be kind")):
+        monkeypatch.setitem(
+            sys.modules, "grpo_ray.made_up", made_up(tmp_path / f"{at}.py", f"def ask():\n    '{words}'")
+        )
+        code = "from grpo_ray.made_up import ask\nasync def judge(group, oracle):\n    return [ask()]\n"
+        file = tmp_path / f"judges_{at}.py"
+        module = made_up(file, code, f"judges_{at}")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        found.append(version_of(module.judge, ASKING, recipe()))
+    assert found[0] == found[2] != found[1]
+
+
+def made_up(file: Path, code: str, name: str = "grpo_ray.made_up") -> Any:
+    file.write_text(code)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

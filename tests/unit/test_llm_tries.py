@@ -63,7 +63,7 @@ def test_the_next_try_is_not_before_the_endpoint_wants_it(header: dict[str, str]
     assert seen[1]["at"] - seen[0]["at"] >= seconds - 0.01
 
 
-@pytest.mark.parametrize("fault", [FULL, DOWN, spoilt("garbled")])
+@pytest.mark.parametrize("fault", [DOWN, spoilt("garbled")])
 def test_after_all_tries_the_error_says_how_many_there_were(fault: Response) -> None:
     seen: Seen = []
     with running(scripted(fault, seen=seen)) as url:
@@ -91,9 +91,9 @@ def test_nobody_there_is_tried_again_too() -> None:
 def test_the_deadline_covers_the_waits_between_tries() -> None:
     seen: Seen = []
     with running(scripted(no(429, "wait", retry_after="100"), seen=seen)) as url:
-        gone, attempts = tried(url, spec(url, deadline_s=0.3))
-    assert str(gone) == "no reply within 0.3 s in all; see oracle.deadline_s"
-    assert len(seen) <= 1 and len(attempts) == 1
+        gone, attempts = tried(url, spec(url, deadline_s=2.0))
+    assert str(gone) == "no reply within 2 s in all: it allows no more for now (429); see oracle.deadline_s"
+    assert len(seen) == len(attempts) == 1
 
 
 def test_the_deadline_covers_a_try_that_hangs_and_says_so_on_its_attempt() -> None:

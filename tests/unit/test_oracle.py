@@ -10,11 +10,12 @@ from chats import ASK, GOOD, HANG, Seen, Verdict, completion, no, scripted, unti
 from serving import running, stand_in
 
 from grpo_ray.checker import Checker
-from grpo_ray.errors import ConfigError, OracleError
+from grpo_ray.errors import ConfigError, OracleError, OutOfMoney
 from grpo_ray.llm.gate import BUDGET, RateGate, Spent, door_of
 from grpo_ray.oracle import RecordingOracle, make_oracle
-from grpo_ray.recipe import OracleSpec
-from grpo_ray.storage.memory import MemoryStore
+from grpo_ray.recipe import Named, OracleSpec, Recipe, RunState
+from grpo_ray.storage.memory import MemoryStore, make_storage
+from grpo_ray.types import Member, Policy, Population, Template
 
 pytestmark = pytest.mark.process
 
@@ -277,6 +278,102 @@ def test_what_a_person_allowed_before_is_found_by_a_gate_that_has_forgotten_it()
         assert gate.doors[door].max_usd == 5.0
 
     paid(work, 0.5, store)
+
+
+def test_what_a_person_allowed_before_the_process_began_is_over() -> None:
+    store = MemoryStore("run", "now")
+
+    async def work(oracle: RecordingOracle, gate: RateGate, door: str) -> None:
+        await store.save_event(0, BUDGET, {"door": door, "max_usd": 5.0})
+        oracle.board.since = 1
+        await oracle.complete(ASK)
+        waiting = asyncio.create_task(oracle.complete(ASK))
+        await until(lambda: told(store))
+        assert gate.doors[door].max_usd == 0.5
+        await store.save_event(1, BUDGET, {"door": door, "max_usd": 6.0})
+        assert (await waiting).text == "yes" and gate.doors[door].max_usd == 6.0
+
+    paid(work, 0.5, store)
+
+
+def test_less_is_heeded_before_the_money_is_spent() -> None:
+    store = MemoryStore("run", "now")
+
+    async def work(oracle: RecordingOracle, gate: RateGate, door: str) -> None:
+        oracle.board.look_s = 0.0
+        await oracle.complete(ASK)
+        await store.save_event(0, BUDGET, {"door": door, "max_usd": 0.7})
+        await oracle.complete(ASK)
+        waiting = asyncio.create_task(oracle.complete(ASK))
+        await until(lambda: told(store))
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    paid(work, 50.0, store)
+    assert told(store) == [0.7] and len(store.calls) == 2
+
+
+class Counting(MemoryStore):
+    """How often all events were read."""
+
+    reads = 0
+
+    async def events(self) -> list[dict[str, Any]]:
+        Counting.reads += 1
+        return await super().events()
+
+
+def test_one_looks_for_all_who_wait() -> None:
+    store = Counting("run", "now")
+
+    async def work(oracle: RecordingOracle, gate: RateGate, door: str) -> None:
+        oracle.board.look_s = 60.0
+        await oracle.complete(ASK)
+        waiting = [asyncio.create_task(oracle.within(str(i)).complete(ASK)) for i in range(64)]
+        await until(lambda: told(store))
+        for _ in range(300):  # all of them reach the door
+            await asyncio.sleep(0)
+        assert Counting.reads <= 2 and list(oracle.board.waiting) == [door]
+        for one in waiting:
+            one.cancel()
+        await asyncio.wait(waiting)
+
+    paid(work, 0.5, store)
+
+
+def test_a_stop_ends_the_wait_for_everybody_and_is_no_missing_mark() -> None:
+    async def main(url: str) -> None:
+        everything, spec = await make_storage(), OracleSpec(base_url=url, max_usd=0.5, **PRICES)  # pyright: ignore[reportArgumentType]
+        population = Population((Member(Template("tpl", "{{ question }}")),))
+        recipe = Recipe(name="r", steps=1, tasks=(Named(name="jsonl"),), oracle=spec)
+        await everything.create_run(RunState("run", 0, recipe, population, None, (Policy(population, None),)))
+        store, gate = await everything.open("run"), RateGate.of({door_of(spec, url): spec})
+        places: dict[str, Any] = {"base_url": url, "archive": everything, "run": "run", "look_s": 0.005}
+        oracle = make_oracle(spec, store, gate=gate, checker=Checker(), **places)
+        await oracle.complete(ASK)
+        waiting = [asyncio.create_task(oracle.within(name).complete(ASK, nth=1)) for name in "abc"]
+        await until(lambda: oracle.board.waiting)
+        await everything.want("run", "stop", "a test")
+        for fault in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(fault, OutOfMoney) and not isinstance(fault, OracleError)
+            assert "m" in str(fault) and "larger max_usd" in str(fault) and "grpo-ray budget run" in str(fault)
+        assert not oracle.board.waiting
+        await oracle.close()
+
+    with running(scripted("yes")) as url:
+        asyncio.run(main(url))
+
+
+def test_where_nobody_can_allow_more_spent_money_ends_the_run() -> None:
+    async def work(oracle: RecordingOracle, gate: RateGate, door: str) -> None:
+        oracle.board.wait = False
+        await oracle.complete(ASK)
+        with pytest.raises(OutOfMoney, match=r"is spent; set a larger max_usd"):
+            await oracle.complete(ASK)
+
+    store = MemoryStore("run", "now")
+    paid(work, 0.5, store)
+    assert not told(store)
 
 
 def test_a_caller_that_waits_for_money_can_be_cancelled_and_holds_no_slot() -> None:

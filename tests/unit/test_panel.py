@@ -120,7 +120,7 @@ def test_an_oracle_that_nobody_knows_is_a_mistake_of_the_config() -> None:
 
 def test_another_order_reaches_the_members_or_asks_nobody() -> None:
     two = {"dimensions": dict.fromkeys("abcdef", "?")}
-    empty: dict[str, Any] = {"answers": []}
+    empty: dict[str, Any] = {"answers": [{"answer": "A1", "marks": [{"dimension": "a", "rationale": "", "score": 3}]}]}
     oracle = Named(empty, others={"b": (other := Canned(empty))})
     judged(oracle, "x", settings=two, order=3)
     orders = [[d["name"] for d in unfenced(one.asked[0][-1].content)["dimensions"]] for one in (oracle, other)]
@@ -153,5 +153,5 @@ def test_settings_that_can_be_no_panel_are_refused(settings: dict[str, Any], wor
 
 def test_the_settings_tell_which_oracles_they_name() -> None:
     check_settings("judges", "panel", "judge", {"members": ["", "b"], "stronger": "big", "settings": {"tries": 1}})
-    named = panel.oracles_named(members=["", "b"], stronger="big", settings={"tries": 1})
+    named = panel.named(members=["", "b"], stronger="big", settings={"tries": 1})
     assert named == [("members.1", "b"), ("stronger", "big")]

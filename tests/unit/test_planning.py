@@ -9,13 +9,13 @@ from datetime import datetime
 
 import pytest
 from rich.console import Console
-from serving import Canned
+from serving import Canned, stand_in
 
 from grpo_ray import launch, planning
 from grpo_ray.backends import make_generator, make_trainer
 from grpo_ray.canonical import typed
-from grpo_ray.crew import Contents, Desk, LocalGenerators, LocalTrainers
-from grpo_ray.errors import ConfigError, UnreachableError
+from grpo_ray.crew import Contents, Desk, LocalGenerators, LocalTrainers, local_crew
+from grpo_ray.errors import ConfigError, OutOfMoney, UnreachableError
 from grpo_ray.forecasts import hindsight
 from grpo_ray.forecasts.forecast import Forecast
 from grpo_ray.forecasts.futures import Calls, GroupCost, Measured
@@ -36,7 +36,7 @@ from grpo_ray.recipe import (
     Weighted,
 )
 from grpo_ray.storage.memory import make_storage
-from grpo_ray.types import Attempt, Evaluation, Group, Policy, Task, TaskSet, Template
+from grpo_ray.types import Attempt, Evaluation, Group, Message, Policy, Task, TaskSet, Template
 
 NOW = datetime(2026, 11, 22, 20, 30)
 SUMS = tuple(Task(f"sum-{i}", f"What is {i} + {i}?", str(2 * i), "sum", "jsonl") for i in range(30))
@@ -253,3 +253,20 @@ def shown(found: dict) -> str:
     with console.capture() as caught:
         console.print(planning.look(found))
     return caught.get()
+
+
+@pytest.mark.process
+def test_measuring_waits_for_no_money() -> None:
+    spec = OracleSpec(usd_per_million=(1e6, 1e6), max_usd=0.5)
+    config = planning.looking(replace(CONFIG, recipe=replace(RECIPE, oracle=spec)), train=False)
+
+    async def main(url: str) -> None:
+        archive = await launch.open_archive(config.placement)
+        state = await launch.start(archive, config, INPUTS)
+        async with local_crew(config, archive, state.run, TASKS, url) as crew:
+            await crew.oracle.complete([Message("user", "Are you there?")])
+            with pytest.raises(OutOfMoney, match=r"\$0\.5 for bundled stand-in is spent; set a larger max_usd"):
+                await crew.oracle.complete([Message("user", "Are you there?")])
+
+    with stand_in() as url:
+        asyncio.run(main(url))

@@ -189,6 +189,20 @@ def test_other_orders_and_other_oracles_are_asked_where_there_are_any() -> None:
 
 
 @pytest.mark.process
+def test_who_asks_the_second_oracle_already_is_no_second_opinion() -> None:
+    second = replace(PRICED, model="stand-in-other")
+    judges = (JudgeSpec(name="rubric", oracle="other"),)
+    recipe = replace(RECIPE, oracles={"other": second}, trust=TrustSpec(second="other"), judges=judges)
+
+    async def use(archive: Archive, store: Store, url: str) -> None:
+        with pytest.raises(ConfigError, match="none of them asks one model"):
+            await again(archive, url, audit="second")
+        assert (await again(archive, url))["missing"] == 0
+
+    at(use, recipe)
+
+
+@pytest.mark.process
 def test_what_got_no_mark_is_missing_with_its_reason_and_asked_for_again() -> None:
     async def use(archive: Archive, store: Store, url: str) -> None:
         found = await again(archive, url)
@@ -257,3 +271,6 @@ def test_how_far_marks_moved_is_told_by_judge_and_dimension() -> None:
     merged = with_added(groups, new)
     assert [len(one.evaluations) for one in merged[0].rollouts] == [4, 2, 1]
     assert with_added(groups, []) == groups
+    labels = [Evaluation("r-6-0", "person:ada", "x", mark, "", audit="person") for mark in (0.0, 1.0)]
+    (label,) = with_added(groups, labels)[0].rollouts[0].evaluations[2:]
+    assert (label.score, label.audit) == (1.0, "")

@@ -1,14 +1,22 @@
-"""The review queue: doubtful and weighty rollouts first, each with its reasons."""
+"""The review queue: doubtful and weighty rollouts first, each with its reasons; and the review of a step."""
+
+import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from judged import Said, scored
+from serving import Canned, group
 
 from grpo_ray.errors import ConfigError
-from grpo_ray.trust.alarms import Alarm, Review
+from grpo_ray.loop import review
+from grpo_ray.protocols import Crew
+from grpo_ray.recipe import JudgeSpec, Named, Recipe, RunState
+from grpo_ray.storage.memory import MemoryStore
+from grpo_ray.trust.alarms import ALARM, Alarm, Review
 from grpo_ray.trust.queue import UNCHECKED, labelled, queue
-from grpo_ray.types import Evaluation, Lesson
+from grpo_ray.types import Evaluation, Lesson, Population, Reward, ScoredGroup, ScoredRollout, TaskSet
 
 MARK, AGAIN, VERDICT = ("rubric", "x", ""), ("rubric", "x", "repeat"), ("verifier", "verified", "")
 CALM: Said = {MARK: 1.0, VERDICT: 1.0}
@@ -105,3 +113,55 @@ def test_a_label_is_an_evaluation_by_a_person() -> None:
 def test_what_is_no_label_is_refused(score: float, who: str, dimension: str) -> None:
     with pytest.raises(ConfigError, match="a label"):
         labelled("r-1", dimension, score, who)
+
+
+# ── the review of a step ──
+
+
+class Counting(MemoryStore):
+    """A store that counts how often groups are read."""
+
+    reads = 0
+
+    async def scored_groups(self, first: int = 0, last: int | None = None) -> list[ScoredGroup]:
+        self.reads += 1
+        return await super().scored_groups(first, last)
+
+
+def reviewed_at(step: int, model: str) -> tuple[Review, Counting]:
+    """The review of that step, by a recipe without audits and canaries, of a judge that grows kinder to wrong answers."""
+    store = Counting("run", "now")
+
+    async def main() -> Review:
+        found: list[ScoredGroup] = []
+        for at in range(step + 1):
+            found = [_scored(f"{at}-{i}", 0.2 + 0.1 * at, float((i + at) % 5 > at), model) for i in range(10)]
+            for one in found:
+                await store.save_scored(at, one)
+        crew = Crew(None, None, None, store, Canned(), TaskSet((), (), ()))  # pyright: ignore
+        recipe = Recipe(tasks=(Named(name="jsonl"),), judges=(JudgeSpec(name="asking"),))
+        state = RunState("run", step, recipe, Population(()), None, ())
+        return await review(state, found, crew)
+
+    return asyncio.run(main()), store
+
+
+def _scored(id: str, mark: float, verdict: float, model: str) -> ScoredGroup:
+    base = replace(group("one", "two"), id=id)
+    said = [Evaluation("", "asking", "mood", mark, "", model), Evaluation("", "verifier", "verified", verdict, "")]
+    rollouts = [replace(one, id=f"{id}-{one.index}") for one in base.rollouts]
+    heard = [tuple(replace(e, rollout_id=one.id) for e in said) for one in rollouts]
+    scored = (ScoredRollout(one, some, Reward(None, ())) for one, some in zip(rollouts, heard, strict=True))
+    return ScoredGroup(replace(base, rollouts=tuple(rollouts)), tuple(scored))
+
+
+def test_a_judge_that_asks_a_model_is_reviewed_without_audits_and_canaries() -> None:
+    found, store = reviewed_at(3, "a model")
+    assert [(one.kind, one.judge) for one in found.alarms] == [("inflation", "asking")]
+    assert [(one["kind"], one["step"]) for one in store.happened.values()] == [(ALARM, 3)]
+    assert store.reads == 3  # the newest step is at hand
+
+
+def test_where_no_model_judges_nothing_is_read() -> None:
+    found, store = reviewed_at(3, "")
+    assert found == Review() and store.reads == 0 and not store.happened

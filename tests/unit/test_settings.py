@@ -319,6 +319,19 @@ def test_oracles_that_are_named_must_be_there_and_in_bounds(folder: Path) -> Non
     assert "trust.second: there is no 'weak' among oracles" in message
 
 
+def test_a_reward_reads_a_judge_that_is_there(folder: Path) -> None:
+    message = refusal(folder, "judges.0.name=verifier", "rewards=[{name: judge_score, settings: {judge: rubrik}}]")
+    assert "rewards.0.settings.judge: there is no 'rubrik' among the judges; known: verifier" in message
+    message = refusal(folder, "judges=[{name: rubric, settings: {answers_per_call: 0}}]")
+    assert "answers_per_call: 0 is out of bounds; 1 or more" in message
+
+
+def test_a_judges_file_lies_beside_the_config(folder: Path) -> None:
+    (folder / "mine.yaml").write_text("{type: string_check, name: x, input: a, reference: b, operation: eq}")
+    found = load(folder, judges=[{"name": "grader", "settings": {"file": "mine.yaml"}}], rewards=[{"name": "format"}])
+    assert found.recipe.judges[0].settings["file"] == str(folder / "mine.yaml")
+
+
 def test_values_out_of_bounds_are_listed(folder: Path) -> None:
     message = refusal(
         folder,
