@@ -140,7 +140,7 @@ def fault_rows(rows: int, pairs: int) -> list[dict[str, Any]]:
         with server("--delay", DELAY) as url, home() as folder:
             good.append(child("judging_crew.py", "--url", url, "--home", folder, "--rows", rows)[0]["seconds"])
         misbehaved = ("--delay", DELAY, *broken, "--retry-after", "1", "--seed", str(seed))
-        options = ("--rows", rows, "--timeout", 2, "--hedge", 4)
+        options = ("--rows", rows, "--timeout", 2, "--hedge", 3)
         with server(*misbehaved) as url, home() as folder:
             said, _ = child("judging_crew.py", "--url", url, "--home", folder, *options)
             bad.append(said["seconds"])
