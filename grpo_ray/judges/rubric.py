@@ -114,7 +114,7 @@ async def judge(
     """One evaluation a rollout and dimension (name → what it asks), 0 to 1. Never raises for an OracleError.
 
     `answers_per_call` different answers share a request (1: each is judged without seeing another). What an endpoint
-    gave no verdict on is asked for again after all others, `tries` times in all. `order` other than 0 shuffles
+    gave no verdict on is asked for again, `tries` times in all. `order` other than 0 shuffles
     dimensions and answers by that seed, for audits.
     """
     asked, scales = dict(DIMENSIONS if dimensions is None else dimensions), {**ANCHORS, **(anchors or {})}
@@ -152,13 +152,19 @@ Verdict = tuple[Reply, dict[str, Mark]] | OracleError
 async def _verdicts(
     question: str, chunks: Sequence[list[str]], rubric: list[dict[str, object]], oracle: Oracle, tries: int
 ) -> dict[str, Verdict]:
-    """Text → what was said of it. Chunks are asked side by side, those that failed once more after all of them."""
+    """Text → what was said of it. Chunks are asked side by side, each again when nothing was said of it."""
+
+    async def insist(chunk: list[str]) -> Mapping[str, Verdict]:
+        said = await _ask(question, chunk, rubric, oracle)
+        for _ in range(tries - 1):
+            if not isinstance(said[chunk[0]], OracleError):
+                break
+            said = await _ask(question, chunk, rubric, oracle)
+        return said
+
     found: dict[str, Verdict] = {}
-    for _ in range(max(1, tries)):
-        said = await asyncio.gather(*(_ask(question, chunk, rubric, oracle) for chunk in chunks))
-        for some in said:
-            found |= some
-        chunks = [chunk for chunk in chunks if isinstance(found[chunk[0]], OracleError)]
+    for said in await asyncio.gather(*map(insist, chunks)):
+        found |= said
     return found
 
 

@@ -100,15 +100,25 @@ class Endpoint:
         self._rung, self._ignored = 0, 0
         self._unsupported: set[str] = set()
         self._turns = Line(spec.concurrency)
+        self._unanswered: set[str] = set()
         self._recent: deque[float] = deque(maxlen=64)
         self._reply_tokens = 256.0
 
     async def complete(
         self, messages: Sequence[Message], *, shape: type[BaseModel] | None = None, trail: Trail | None = None
     ) -> Reply:
-        """One reply; with `shape` its text is JSON that `shape` has accepted. Raises OracleError."""
+        """One reply; with `shape` its text is JSON that `shape` has accepted. Raises OracleError.
+
+        A request that got none before goes to the front of the line.
+        """
         said, trail = [{"role": m.role, "content": sendable(m.content)} for m in messages], trail or Trail()
-        return await self._in_time(self._formed(said, shape, trail) if shape else self._free(said, trail), trail)
+        try:
+            reply = await self._in_time(self._formed(said, shape, trail) if shape else self._free(said, trail), trail)
+        except OracleError:
+            self._unanswered.add(trail.request)
+            raise
+        self._unanswered.discard(trail.request)
+        return reply
 
     async def embed(self, texts: Sequence[str], trail: Trail | None = None) -> list[list[float]]:
         """One unit vector a text. Raises OracleError, also where the recipe names no embedding model."""
@@ -328,7 +338,7 @@ class Endpoint:
     async def _enter(self, guess: int, trail: Trail) -> int:
         """The gate's leave. No more of us wait there than could pass: thousands of calls wait here, where it costs little."""
         with _standing_still(trail.timer):
-            await self._turns.enter(first=bool(trail.attempts))
+            await self._turns.enter(first=bool(trail.attempts) or trail.request in self._unanswered)
             try:
                 return await self._gate.enter(self.door, guess, PATIENCE_S)
             except BaseException:

@@ -84,12 +84,12 @@ def test_each_answer_is_judged_without_seeing_another_unless_asked() -> None:
     assert [e.score for e in found if e.dimension == "clarity"] == [1.0, 0.0, 1.0]
 
 
-def test_what_got_no_verdict_is_asked_for_again_after_the_others() -> None:
+def test_what_got_no_verdict_is_asked_for_again() -> None:
     good = {"answers": [marks("A1", ("clarity", 5), ("depth", 5))]}
     oracle = Canned(OracleError("timed out"), good, good)
     found = asyncio.run(rubric.judge(group("first", "second"), oracle, dimensions=DIMENSIONS))
     texts = [unfenced(asked[-1].content)["answers"][0]["text"] for asked in oracle.asked]
-    assert texts == ["first", "second", "first"] and all(e.score == 1.0 for e in found)
+    assert texts == ["first", "first", "second"] and all(e.score == 1.0 for e in found)
 
 
 def test_the_scale_of_a_dimension_goes_with_it_in_another_order_for_an_audit() -> None:
