@@ -4,6 +4,8 @@ import re
 
 _MARKED = re.compile(r"answer\s*:[*_`\s]*?([^\n]*)", re.IGNORECASE)
 _MARKED_START = re.compile(r"answer\s*:", re.IGNORECASE)
+VERIFIED = "verified"
+"""The dimension that verifiers speak on: whether the answer is right."""
 THOUGHT = "</think>"
 """Closes what a thinking model says to itself; its answer comes after."""
 _DECORATION = " \t\r*_`$"

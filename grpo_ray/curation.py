@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from grpo_ray.answers import VERIFIED
 from grpo_ray.canonical import digest, short
 from grpo_ray.types import Group, Lesson, Message, Row, ScoredRollout, TaskSet
 
@@ -12,8 +13,6 @@ SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 SHARE = 0.05
 """Of the tasks, for validation and for test each."""
-VERIFIED = "verified"
-"""The dimension that verifiers speak on."""
 
 
 @dataclass(frozen=True, slots=True)

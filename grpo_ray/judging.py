@@ -13,12 +13,13 @@ from types import ModuleType
 from typing import Any
 
 from grpo_ray import fenced
+from grpo_ray.answers import VERIFIED
 from grpo_ray.canonical import digest, short
 from grpo_ray.errors import ConfigError, OutOfMoney
 from grpo_ray.protocols import Oracle, Store
 from grpo_ray.recipe import JudgeSpec, Recipe
 from grpo_ray.registry import find, named_by
-from grpo_ray.trust.alarms import CANARY, VERIFIED
+from grpo_ray.trust.alarms import CANARY
 from grpo_ray.trust.canaries import fitting, passed, planted
 from grpo_ray.types import Evaluation, Group
 

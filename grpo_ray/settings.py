@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from grpo_ray.bounds import out_of_bounds
-from grpo_ray.canonical import digest, plain, typed
+from grpo_ray.canonical import plain, typed
 from grpo_ray.errors import ConfigError, GrpoRayError
 from grpo_ray.recipe import Config, Named, Placement, Recipe
 from grpo_ray.registry import check_settings, hint, named_by, placed
@@ -50,11 +50,6 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     if problems:
         raise _refused(path, problems)
     return resolved
-
-
-def recipe_hash(recipe: Recipe) -> str:
-    """64 hex digits that two recipes share only when they are the same."""
-    return digest(recipe)
 
 
 def _refused(path: Path | None, problems: Sequence[str]) -> ConfigError:

@@ -6,11 +6,9 @@ from datetime import UTC, datetime
 from math import fsum
 from typing import Any
 
+from grpo_ray.answers import VERIFIED
 from grpo_ray.errors import ConfigError
 from grpo_ray.types import Evaluation, Group, Lesson, Row, ScoredRollout
-
-VERIFIED = "verified"
-"""The dimension by which an answer counts as right or wrong."""
 
 
 @dataclass(frozen=True, slots=True)

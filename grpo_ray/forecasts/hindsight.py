@@ -4,21 +4,19 @@ judge's dollar bought. Pure: saved nouns in, plain numbers out.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from grpo_ray import curation
 from grpo_ray.canonical import plain, typed
-from grpo_ray.forecasts.forecast import Forecast, forecast
-from grpo_ray.forecasts.futures import DRAWS, Calls, GroupCost, Measured, Planned
+from grpo_ray.forecasts.forecast import Forecast
+from grpo_ray.forecasts.futures import Calls, GroupCost
 from grpo_ray.types import Attempt, Lesson, LostGroup
 
 EVENT = "forecast"
 """The kind of event that a run's forecast is kept as."""
 REJUDGED = "rejudge"
 """What the scopes of a rejudging's calls begin with."""
-BY_GROUP = ("rollouts", "sampled_tokens", "judge_calls", "tokens_in", "tokens_out", "usd")
-"""The quantities that groups alone make up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +143,15 @@ def judged(said: Forecast, took: Mapping[str, float]) -> Rightness:
         for name, one in said.quantities.items()
         if name in took
     )
-    return Rightness(found, _share(one.inside80 for one in found), _share(one.inside95 for one in found))
+    return Rightness(found, share(one.inside80 for one in found), share(one.inside95 for one in found))
 
 
 _SLACK = 1e-9
 """Sums of floats in another order."""
 
 
-def _share(held: Iterable[bool]) -> float | None:
+def share(held: Iterable[bool]) -> float | None:
+    """How many of them hold; None of none."""
     known = list(held)
     return sum(known) / len(known) if known else None
 
@@ -198,35 +197,3 @@ def review(
     kept = [event["detail"] for event in events if event["kind"] == EVENT and event["step"] == 0]
     right = plain(judged(typed(Forecast, kept[-1]), took)) if kept and outcome else None
     return {"took": took, "worth": bought, "rightness": right}
-
-
-def looked_back(
-    groups: Sequence[GroupCost], planned: Planned, first: int, *, seed: int = 0, draws: int = DRAWS
-) -> Rightness:
-    """A forecast from a run's `first` groups against all of them: what groups alone make up, without exams.
-
-    Over many runs, `coverage` of these says whether intervals keep what they promise.
-    """
-    alone = replace(planned, exam_answers=(0, 0), gate_answers=0, rewrites=0.0, rejudged=0.0, trains=False)
-    said = forecast(Measured(tuple(groups[:first])), alone, seed=seed, draws=draws)
-    every = [calls for group in groups for _, calls in group.calls]
-    took = {
-        "rollouts": float(sum(group.rollouts for group in groups)),
-        "sampled_tokens": float(sum(group.tokens for group in groups)),
-        "judge_calls": float(sum(calls.count for calls in every)),
-        "tokens_in": float(sum(calls.tokens_in for calls in every)),
-        "tokens_out": float(sum(calls.tokens_out for calls in every)),
-        "usd": sum(calls.usd for calls in every),
-    }
-    return judged(said, took)
-
-
-def coverage(found: Sequence[Rightness]) -> dict[str, tuple[float, float]]:
-    """Quantity → the share of forecasts whose 80 %, and whose 95 %, interval held."""
-    named: dict[str, list[Right]] = defaultdict(list)
-    for one in (one for rightness in found for one in rightness.quantities):
-        named[one.quantity].append(one)
-    return {
-        name: (sum(one.inside80 for one in some) / len(some), sum(one.inside95 for one in some) / len(some))
-        for name, some in named.items()
-    }

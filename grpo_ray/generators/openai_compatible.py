@@ -21,7 +21,7 @@ from openai import DefaultHttpx2Client, OpenAI
 from grpo_ray.canonical import short
 from grpo_ray.errors import ConfigError
 from grpo_ray.generators._names import lost, rollout_seed
-from grpo_ray.llm.addresses import brief, find_key, is_local, sendable
+from grpo_ray.llm.addresses import brief, find_key, is_local, sendable, shown
 from grpo_ray.protocols import Generator
 from grpo_ray.types import Adapter, AdapterBytes, Group, LostGroup, Prompt, Rollout, Sampling, Wave
 
@@ -79,10 +79,11 @@ def check_settings(
     """Raise ConfigError listing every value of make_generator's settings that can't be; nothing is asked for it."""
     wrong: list[str] = []
     if not base_url.startswith(("http://", "https://")):
-        wrong.append(f"base_url is {base_url!r}: expected http(s)://HOST…/v1")
+        wrong.append(f"base_url is {shown(base_url)!r}: expected http(s)://HOST…/v1")
     if not served_model and model.startswith("bundled:"):
         wrong.append(
-            f"served_model is needed: no endpoint serves the recipe's model {model!r}; set it to a model of {base_url}"
+            f"served_model is needed: no endpoint serves the recipe's model {model!r}; "
+            f"set it to a model of {shown(base_url)}"
         )
     if concurrency < 1 or not 0 < timeout_s < inf or retries < 0:
         wrong.append("concurrency must be 1 or more, timeout_s above 0, retries 0 or more")
@@ -220,7 +221,7 @@ class OpenAICompatible:
 
     @property
     def _where(self) -> str:
-        return str(self.client.base_url).rstrip("/")
+        return shown(str(self.client.base_url)).rstrip("/")
 
     def _explained(self, fault: Exception) -> str:
         where, text = self._where, brief(getattr(fault, "message", None) or fault)

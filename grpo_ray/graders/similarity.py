@@ -98,11 +98,14 @@ METRICS: dict[str, Callable[[str, str], float]] = {
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    """The cosine of two vectors of one length, from 0: what points apart is as unlike as what stands at right angles."""
+    """The grader's, from 0: what points apart is as unlike as what stands at right angles."""
+    return min(1.0, max(0.0, cosine_between(one, other)))
+
+
+def cosine_between(one: Sequence[float], other: Sequence[float]) -> float:
+    """The cosine of two vectors of one length, −1 to 1 up to rounding; 0 where one is all zeros."""
     lengths = math.hypot(*one) * math.hypot(*other)
-    if not lengths:
-        return 0.0
-    return min(1.0, max(0.0, math.fsum(a * b for a, b in zip(one, other, strict=True)) / lengths))
+    return math.fsum(a * b for a, b in zip(one, other, strict=True)) / lengths if lengths else 0.0
 
 
 def clipped(candidate: Sequence[str], reference: Sequence[str], n: int) -> tuple[int, int]:

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
-from math import fsum, sqrt
 from typing import Literal
 
 from grpo_ray.errors import ConfigError, OracleError
+from grpo_ray.graders.similarity import cosine_between
 from grpo_ray.protocols import Oracle
 from grpo_ray.types import Evaluation, Group
 
@@ -76,16 +76,10 @@ async def _in_group(group: Group, oracle: Oracle) -> list[Finding]:
 
 
 def _apart(at: int, vectors: Sequence[Sequence[float]], group: Group) -> Finding:
-    others = [(cosine(vectors[at], other), -where) for where, other in enumerate(vectors) if where != at]
+    others = [(cosine_between(vectors[at], other), -where) for where, other in enumerate(vectors) if where != at]
     similarity, where = max(others)
     words = f"the nearest of its group is {group.rollouts[-where].id}, cosine similarity {similarity:.3f}"
     return clipped(1 - similarity), words
-
-
-def cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    """Of two vectors of one length; 0 where one is all zeros."""
-    size = sqrt(fsum(x * x for x in one)) * sqrt(fsum(x * x for x in other))
-    return fsum(x * y for x, y in zip(one, other, strict=True)) / size if size else 0.0
 
 
 def clipped(value: float) -> float:

@@ -115,7 +115,8 @@ class Endpoint:
         try:
             reply = await self._in_time(self._formed(said, shape, trail) if shape else self._free(said, trail), trail)
         except OracleError:
-            self._unanswered.add(trail.request)
+            if trail.request:
+                self._unanswered.add(trail.request)
             raise
         self._unanswered.discard(trail.request)
         return reply
@@ -332,17 +333,17 @@ class Endpoint:
             trail.attempts.append(
                 Attempt(trail.request, self.door, trail.scope, number, status, began, seconds, *tokens, cost)
             )
-            self._turns.leave()
+            self._turns.free()
             await self._gate.leave(self.door, lease, outcome)
 
     async def _enter(self, guess: int, trail: Trail) -> int:
         """The gate's leave. No more of us wait there than could pass: thousands of calls wait here, where it costs little."""
         with _standing_still(trail.timer):
-            await self._turns.enter(first=bool(trail.attempts) or trail.request in self._unanswered)
+            await self._turns.take(first=bool(trail.attempts) or trail.request in self._unanswered)
             try:
                 return await self._gate.enter(self.door, guess, PATIENCE_S)
             except BaseException:
-                self._turns.leave()
+                self._turns.free()
                 raise
 
 

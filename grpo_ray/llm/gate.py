@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from grpo_ray.errors import OracleError
 from grpo_ray.llm.addresses import host
-from grpo_ray.llm.pace import TROUBLE, Pacer, Slots, Status, Window
+from grpo_ray.llm.pace import Pacer, Slots, Status, Window
 from grpo_ray.recipe import OracleSpec, Recipe
 from grpo_ray.types import Attempt
 
@@ -188,7 +188,7 @@ class Door:
 
     def _pace(self, window: Window, now: float) -> None:
         """Where many were refused, all wait as long as was asked; a rate that nobody tells is found by what passed."""
-        if window.limited > max(1, TROUBLE * window.done):
+        if window.is_limit(window.limited):
             self.quiet_until = max(self.quiet_until, now + self.asked_s)
             if self.learnt or not self.requests.per_minute:
                 self.requests.per_minute, self.learnt = max(6.0, 60 * window.rate(now)), True

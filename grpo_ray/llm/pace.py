@@ -60,37 +60,32 @@ class Window:
     def troubled(self) -> bool:
         """Whether refusals and time-outs are so many that they are a limit, not an accident."""
         bad = self.limited + self.late
-        return bad > max(1, TROUBLE * self.done) or bad == self.done
+        return self.is_limit(bad) or bad == self.done
+
+    def is_limit(self, replies: int) -> bool:
+        """Whether so many replies are a limit, not an accident."""
+        return replies > max(1, TROUBLE * self.done)
 
 
-class Slots:
-    """As many calls at once as still pay: doubled while more good replies come back, fewer when many are refused or late.
+class Line:
+    """So many at once, in turn; who has been in before may go to the front, so that what is begun ends before more begins."""
 
-    Judged over windows of as many replies as there are slots. Never more than `ceiling`.
-    """
-
-    def __init__(self, ceiling: int) -> None:
-        self.ceiling, self.limit = ceiling, max(1, ceiling // 2)
-        self.used = 0
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
         self._queue: deque[asyncio.Future[None]] = deque()
-        self._window = Window(monotonic())
-        self._best: tuple[int, float] = (0, 0.0)
-        self._hold = 0
 
     @property
     def waiting(self) -> int:
-        """How many wait for a slot."""
+        """How many wait for a place."""
         return len(self._queue)
 
-    async def take(self) -> None:
-        """Wait, in turn, for a slot."""
-        if not self.used and not self._window.done:
-            self._window.began = monotonic()
+    async def take(self, *, first: bool = False) -> None:
+        """Wait for a place."""
         if self.used < self.limit and not self._queue:
             self.used += 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
+        (self._queue.appendleft if first else self._queue.append)(turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -99,9 +94,36 @@ class Slots:
             raise
 
     def free(self) -> None:
-        """Give a slot back."""
+        """Give a place back."""
         self.used -= 1
         self._wake()
+
+    def _wake(self) -> None:
+        while self._queue and self.used < self.limit:
+            turn = self._queue.popleft()
+            if not turn.done():
+                self.used += 1
+                turn.set_result(None)
+
+
+class Slots(Line):
+    """As many calls at once as still pay: doubled while more good replies come back, fewer when many are refused or late.
+
+    Judged over windows of as many replies as there are slots. Never more than `ceiling`.
+    """
+
+    def __init__(self, ceiling: int) -> None:
+        super().__init__(max(1, ceiling // 2))
+        self.ceiling = ceiling
+        self._window = Window(monotonic())
+        self._best: tuple[int, float] = (0, 0.0)
+        self._hold = 0
+
+    async def take(self, *, first: bool = False) -> None:
+        """Wait, in turn, for a slot; a window without replies begins when calls do."""
+        if not self.used and not self._window.done:
+            self._window.began = monotonic()
+        await super().take(first=first)
 
     def widen(self, limit: int) -> None:
         """Let at least so many in at once."""
@@ -132,41 +154,3 @@ class Slots:
         self._hold -= self._hold > 0
         if not self._hold:
             self.limit = min(self.ceiling, self.limit * 2)
-
-    def _wake(self) -> None:
-        while self._queue and self.used < self.limit:
-            turn = self._queue.popleft()
-            if not turn.done():
-                self.used += 1
-                turn.set_result(None)
-
-
-class Line:
-    """So many at once; who has been in before may go to the front, so that what is begun ends before more begins."""
-
-    def __init__(self, places: int) -> None:
-        self._free = places
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    async def enter(self, *, first: bool = False) -> None:
-        """Wait for a place."""
-        if self._free and not self._waiting:
-            self._free -= 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        (self._waiting.appendleft if first else self._waiting.append)(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.leave()
-            raise
-
-    def leave(self) -> None:
-        """Give a place back."""
-        self._free += 1
-        while self._free and self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._free -= 1
-                turn.set_result(None)

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from grpo_ray.trust.calibration import group_codes
+
 Array = NDArray[Any]
 Metric = Literal["nominal", "ordinal", "interval"]
 FEWEST_GROUPS = 8
@@ -70,7 +72,7 @@ def krippendorff_alpha(
     """
     table = _table(marks)
     pairable = np.isfinite(table).sum(axis=0) >= 2
-    table, codes = table[:, pairable], _codes(groups, pairable)
+    table, codes = table[:, pairable], group_codes(groups, pairable)
     of = {"interval": _interval_alpha, "nominal": _nominal_alpha, "ordinal": _ordinal_alpha}[metric]
     return _estimate(lambda weights: of(table, weights), codes, rng, draws)
 
@@ -84,7 +86,7 @@ def icc(
     """
     table = _table(marks)
     complete = np.asarray(np.isfinite(table).all(axis=0) & (len(table) > 0))
-    used, codes = table[:, complete], _codes(groups, complete)
+    used, codes = table[:, complete], group_codes(groups, complete)
     single = _estimate(lambda weights: _icc(used, weights, 1), codes, rng, draws)
     average = _estimate(lambda weights: _icc(used, weights, len(used)), codes, rng, draws)
     return Icc(single, average, len(table), int((~complete).sum()))
@@ -104,7 +106,7 @@ def verifier_agreement(
     """
     score, verdict = np.asarray(scores, float), np.asarray(verdicts, float)
     known = np.isfinite(score) & np.isfinite(verdict)
-    codes = _codes(groups, known)
+    codes = group_codes(groups, known)
     order = np.argsort(score[known], kind="stable")
     score, right, codes = score[known][order], (verdict[known][order] == 1.0).astype(float), codes[order]
     return VerifierAgreement(
@@ -130,7 +132,7 @@ def repeat_noise(
         freedom = weights @ free
         return _ratio(np.sqrt(_ratio(weights @ squares, freedom)), np.array([_c4(f) for f in freedom]))
 
-    return _estimate(deviation, _codes(groups, repeated), rng, draws)
+    return _estimate(deviation, group_codes(groups, repeated), rng, draws)
 
 
 def within_squares(table: Array) -> Array:
@@ -248,16 +250,6 @@ def _estimate(
 def _resampled(codes: Array, groups: int, draws: int, rng: np.random.Generator) -> Array:
     """How often each item counts (draws × items) when as many groups are drawn as there are, with replacement."""
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)[:, codes].astype(float)
-
-
-def _codes(groups: ArrayLike | None, kept: Array) -> Array:
-    """The number of each kept item's group, from 0."""
-    if groups is None:
-        return np.arange(int(kept.sum()))
-    named = np.asarray(groups)
-    if named.shape != kept.shape:
-        raise ValueError(f"groups names {named.shape} groups for {kept.shape} items; give one for each item")
-    return np.unique(named[kept], return_inverse=True)[1]
 
 
 def _table(marks: ArrayLike) -> Array:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from grpo_ray.answers import VERIFIED
 from grpo_ray.recipe import TrustSpec
 from grpo_ray.trust.agreement import Estimate, krippendorff_alpha
 from grpo_ray.trust.canaries import RIGHT
@@ -30,7 +31,6 @@ FEWEST = 2
 """Passed canaries below which there is no alarm."""
 SILENT = 0.5
 """The share of a step's marks that may be missing."""
-VERIFIED = "verified"
 HELD = "held"
 """The `audit` of an evaluation whose dimension is not trusted."""
 ALARM, ACCEPTED, CANARY = "judges_alarm", "judges_accepted", "canary"
@@ -206,13 +206,6 @@ def tail(passed: int, given: int, bar: float) -> float:
         for k in range(passed, given + 1)
     )  # fmt: skip
     return min(1.0, math.fsum(math.exp(one) for one in logs))
-
-
-def wilson_low(passed: int, given: int, z: float = SURE) -> float:
-    """The lower end of Wilson's 1927 interval of a share."""
-    share, more = passed / given, z * z / given
-    spread = z * math.sqrt(share * (1 - share) / given + more / (4 * given))
-    return max(0.0, (share + more / 2 - spread) / (1 + more))
 
 
 def _silent(

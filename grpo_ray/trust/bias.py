@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from grpo_ray.trust.calibration import f_above, f_quantile, student_p, student_quantile
+from grpo_ray.trust.calibration import f_above, f_quantile, share_interval, student_p, student_quantile
 
 Array = NDArray[Any]
 Kind = Literal["truth", "length", "position", "feature", "preference", "noise"]
@@ -116,21 +116,6 @@ def biases(
     return (*(_unknown(c, dimension, data, "known for less than half of the rows") for c in sparse), *found)
 
 
-def gameable(
-    score: ArrayLike,
-    groups: ArrayLike,
-    features: Mapping[str, ArrayLike],
-    *,
-    truth: Mapping[str, ArrayLike] | None = None,
-    length: ArrayLike | None = None,
-    dimension: str = "",
-    rate: float = RATE,
-) -> tuple[Alarm, ...]:
-    """Which of these features (0/1 columns; see `phrase_columns`) move the score when truth and length are held."""
-    found = biases(score, groups, truth=truth, length=length, features=features, dimension=dimension)
-    return alarms([finding for finding in found if finding.kind == "feature"], rate)
-
-
 def phrase_columns(texts: Sequence[str], phrases: Sequence[str]) -> dict[str, Array]:
     """Phrase → whether each text has it, in any case."""
     folded = [text.casefold() for text in texts]
@@ -147,11 +132,8 @@ def position_preference(wins_first: int, n: int, dimension: str = "") -> Finding
         raise ValueError(f"{wins_first} wins of {n} comparisons")
     if n == 0:
         return Finding("preference", "first place", dimension, None, None, None, None, 0, 0, "no comparisons")
-    share, z = wins_first / n, NORMAL.inv_cdf(0.975)
-    middle, below = share + z * z / (2 * n), 1 + z * z / n
-    reach = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high, p = (middle - reach) / below, (middle + reach) / below, _coin(max(wins_first, n - wins_first), n)
-    return Finding("preference", "first place", dimension, share, low, high, p, n, n)
+    interval, p = share_interval(wins_first, n), _coin(max(wins_first, n - wins_first), n)
+    return Finding("preference", "first place", dimension, wins_first / n, *interval, p, n, n)
 
 
 def noisy_dimensions(repeats: Mapping[str, ArrayLike]) -> tuple[Finding, ...]:

@@ -8,12 +8,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
+NORMAL_95 = NormalDist().inv_cdf(0.975)
+"""Standard errors to each side of a 95 % interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ def cross_fitted_gain(
     """What isotonic calibration would gain on new groups; all None with fewer groups than two a fold."""
     score, label = np.asarray(scores, float), np.asarray(labels, float)
     known = np.isfinite(score) & np.isfinite(label)
-    score, label, codes = score[known], label[known], _codes(groups, known)
+    score, label, codes = score[known], label[known], group_codes(groups, known)
     count = int(codes.max()) + 1 if len(codes) else 0
     if count < 2 * folds:
         return Gain(None, None, None, None, None, len(score), count, folds)
@@ -139,7 +142,7 @@ def powered_mean(scores: ArrayLike, labels: ArrayLike, *, groups: ArrayLike | No
     """
     score, label = np.asarray(scores, float), np.asarray(labels, float)
     known = np.isfinite(score)
-    score, label, codes = score[known], label[known], _codes(groups, known)
+    score, label, codes = score[known], label[known], group_codes(groups, known)
     has = np.isfinite(label)
     n, others, count = int(has.sum()), int((~has).sum()), len(np.unique(codes[has]))
     if min(count, len(np.unique(codes[~has]))) < 2:
@@ -158,7 +161,7 @@ def classical_mean(labels: ArrayLike, *, groups: ArrayLike | None = None) -> Mea
     """The mean of the labels alone, with Student's interval; no interval from fewer than two rows (or groups)."""
     label = np.asarray(labels, float)
     known = np.isfinite(label)
-    label, codes = label[known], _codes(groups, known)
+    label, codes = label[known], group_codes(groups, known)
     if not len(label):
         return Mean(None, None, None, 0, 0)
     value, count = float(label.mean()), int(codes.max()) + 1
@@ -187,14 +190,22 @@ def _interval(value: float, error: float, freedom: int) -> tuple[float | None, f
     return value - reach, value + reach
 
 
-def _codes(groups: ArrayLike | None, kept: Array) -> Array:
-    """The number of each kept row's group, from 0; without groups each row is one."""
+def group_codes(groups: ArrayLike | None, kept: Array) -> Array:
+    """The number of each kept item's group, from 0; without groups each item (row) is one."""
     if groups is None:
         return np.arange(int(kept.sum()))
     named = np.asarray(groups)
     if named.shape != kept.shape:
-        raise ValueError(f"groups names {named.shape} groups for {kept.shape} rows; give one for each row")
+        raise ValueError(f"groups names {named.shape} groups for {kept.shape} items; give one for each item")
     return np.unique(named[kept], return_inverse=True)[1]
+
+
+def share_interval(held: int, of: int) -> tuple[float, float]:
+    """Wilson's 1927 95 % interval of a share, which holds the share itself; `of` is at least 1."""
+    share, more = held / of, NORMAL_95**2 / of
+    reach = NORMAL_95 * math.sqrt(share * (1 - share) / of + more / (4 * of))
+    low, high = ((share + more / 2 + side) / (1 + more) for side in (-reach, reach))
+    return min(share, max(0.0, low)), max(share, min(1.0, high))
 
 
 # ── distributions ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from grpo_ray import curation
-from grpo_ray.forecasts.hindsight import REJUDGED, gain, is_rejudged, is_rewrite, summed, worth
+from grpo_ray.forecasts.hindsight import REJUDGED, gain, is_rejudged, is_rewrite, share, summed, worth
 from grpo_ray.types import Attempt, Lesson
 
 Numbers = dict[str, Any]
@@ -30,8 +30,8 @@ def costs(attempts: Sequence[Attempt], lessons: Sequence[Lesson], outcome: Mappi
     seconds = [one.seconds for one in own if one.status == "ok"]
     return {
         **_sums(paid),
-        "retries": _share(one.number > 1 for one in paid),
-        "failed": _share(one.status != "ok" for one in paid),
+        "retries": share(one.number > 1 for one in paid),
+        "failed": share(one.status != "ok" for one in paid),
         "p50": _quantile(seconds, 0.5),
         "p95": _quantile(seconds, 0.95),
         "latency": latency(seconds),
@@ -91,11 +91,6 @@ def _sums(attempts: Sequence[Attempt]) -> Numbers:
         "usd": some.usd,
         "seconds": some.seconds,
     }
-
-
-def _share(held: Iterable[bool]) -> float | None:
-    known = list(held)
-    return sum(known) / len(known) if known else None
 
 
 def _quantile(seconds: Sequence[float], share: float) -> float | None:

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,9 @@ from grpo_ray.canonical import digest, plain
 from grpo_ray.judges.listwise import DIMENSION, first_place_wins
 from grpo_ray.recipe import Recipe
 from grpo_ray.trust.agreement import icc, krippendorff_alpha, repeat_noise, verifier_agreement
-from grpo_ray.trust.alarms import ACCEPTED, ALARM, CANARY, HELD, open_alarms, wilson_low
+from grpo_ray.trust.alarms import ACCEPTED, ALARM, CANARY, HELD, open_alarms
 from grpo_ray.trust.bias import Finding, alarms, biases, noisy_dimensions, phrase_columns, position_preference
-from grpo_ray.trust.calibration import classical_mean, cross_fitted_gain, isotonic, powered_mean
+from grpo_ray.trust.calibration import classical_mean, cross_fitted_gain, isotonic, powered_mean, share_interval
 from grpo_ray.trust.canaries import RIGHT
 from grpo_ray.trust.costs import costs
 from grpo_ray.trust.effects import accuracy, over_steps, panels, reward_noise
@@ -37,7 +36,6 @@ LEVELS = 11
 """A dimension with more different marks than these is shown in ten equal bins."""
 REASONS = 3
 """The commonest reasons of missing marks that are shown."""
-Z = NormalDist().inv_cdf(0.975)
 Numbers = dict[str, Any]
 
 
@@ -290,7 +288,7 @@ def _share(held: Sequence[bool]) -> Numbers:
     passed, given = sum(held), len(held)
     if not given:
         return {"passed": 0, "given": 0, "share": None, "low": None, "high": None}
-    low, high = wilson_low(passed, given, Z), 1 - wilson_low(given - passed, given, Z)
+    low, high = share_interval(passed, given)
     return {"passed": passed, "given": given, "share": passed / given, "low": low, "high": high}
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from grpo_ray.answers import VERIFIED
 from grpo_ray.recipe import Recipe
-from grpo_ray.trust.alarms import HELD, VERIFIED, Dimension, failed
+from grpo_ray.trust.alarms import HELD, Dimension, failed
 from grpo_ray.types import Evaluation, ScoredGroup, ScoredRollout
 
 Array = NDArray[Any]

@@ -142,6 +142,13 @@ def test_resuming_in_a_wrong_home_makes_no_database(tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists()
 
 
+def test_serving_a_wrong_home_makes_no_database(tmp_path: Path) -> None:
+    found = call("serve", "--port", "0", "--home", tmp_path / "mistyped")
+    assert found.exit_code == 2
+    assert f"there is no run in {tmp_path / 'mistyped'} yet" in found.stderr
+    assert not (tmp_path / "mistyped" / "postgres").exists()
+
+
 def test_a_home_that_is_a_file_names_both_ways_to_another(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = call("runs", "--home", tmp_path / "file")

@@ -1,5 +1,7 @@
 """Forecasts: right where nothing varies, wide where little is known, and honest over many simulated runs."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from grpo_ray.forecasts.forecast import Forecast, fit, forecast, guess
 from grpo_ray.forecasts.futures import Calls, Door, GroupCost, Measured, Planned, futures
-from grpo_ray.forecasts.hindsight import coverage, looked_back
+from grpo_ray.forecasts.hindsight import Right, Rightness, judged
 
 PLANNED = Planned(steps=10, prompts=8, templates=4, group_size=8, train_tasks=100)
 DOOR = "host judge"
@@ -189,6 +191,36 @@ def simulated(seed: int, *, steps: int = 6, tasks: int = 8, templates: int = 4, 
 def _group(task: str, size: int, tokens: int, tries: int, asked: int, said: int) -> GroupCost:
     calls = Calls(tries, asked, said, (asked + 4 * said) / 1e6, 2.0 * tries)
     return GroupCost(task, size, 2, True, tokens, ((DOOR, calls),))
+
+
+def looked_back(groups: Sequence[GroupCost], planned: Planned, first: int, *, seed: int, draws: int) -> Rightness:
+    """A forecast from a run's `first` groups against all of them: what groups alone make up, without exams.
+
+    Over many runs, `coverage` of these says whether intervals keep what they promise.
+    """
+    alone = replace(planned, exam_answers=(0, 0), gate_answers=0, rewrites=0.0, rejudged=0.0, trains=False)
+    said = forecast(Measured(tuple(groups[:first])), alone, seed=seed, draws=draws)
+    every = [calls for group in groups for _, calls in group.calls]
+    took = {
+        "rollouts": float(sum(group.rollouts for group in groups)),
+        "sampled_tokens": float(sum(group.tokens for group in groups)),
+        "judge_calls": float(sum(calls.count for calls in every)),
+        "tokens_in": float(sum(calls.tokens_in for calls in every)),
+        "tokens_out": float(sum(calls.tokens_out for calls in every)),
+        "usd": sum(calls.usd for calls in every),
+    }
+    return judged(said, took)
+
+
+def coverage(found: Sequence[Rightness]) -> dict[str, tuple[float, float]]:
+    """Quantity → the share of forecasts whose 80 %, and whose 95 %, interval held."""
+    named: dict[str, list[Right]] = defaultdict(list)
+    for one in (one for rightness in found for one in rightness.quantities):
+        named[one.quantity].append(one)
+    return {
+        name: (sum(one.inside80 for one in some) / len(some), sum(one.inside95 for one in some) / len(some))
+        for name, some in named.items()
+    }
 
 
 @pytest.mark.parametrize("first", [4, 8])

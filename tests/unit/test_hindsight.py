@@ -12,7 +12,6 @@ from grpo_ray.forecasts.hindsight import (
     actual,
     by_group,
     costs,
-    coverage,
     gain,
     is_rewrite,
     judged,
@@ -77,7 +76,6 @@ def test_a_forecast_is_judged_quantity_by_quantity() -> None:
     assert (rewrites.ratio, rewrites.inside95) == (None, False)
     assert (found.inside80, found.inside95) == (0.0, 0.5)
     assert judged(said, {}).inside80 is None
-    assert coverage([found])["usd"] == (0.0, 1.0)
 
 
 def test_worth_is_told_by_the_dollar_and_where_nothing_is_paid_by_calls_and_tokens() -> None:

@@ -9,7 +9,6 @@ from grpo_ray.trust.bias import (
     Finding,
     alarms,
     biases,
-    gameable,
     noisy_dimensions,
     phrase_columns,
     position_preference,
@@ -195,13 +194,13 @@ def test_the_order_of_the_columns_shows_in_full_places() -> None:
     assert found.points_low < -0.14 < found.points_high
 
 
-def test_gameable_names_the_phrase_that_moves_the_score() -> None:
+def test_alarms_name_the_phrase_that_moves_the_score() -> None:
     rng = np.random.default_rng(8)
     pieces = ["Let me think.", "as an expert", "obviously"]
     texts = [" ".join(piece for piece in pieces if rng.random() < 0.3).upper() for _ in range(640)]
     columns = phrase_columns(texts, pieces)
     score = 0.5 + 0.1 * columns["as an expert"] + 0.1 * rng.normal(size=640)
-    raised = gameable(score, np.repeat(np.arange(80), 8), columns)
+    raised = alarms(biases(score, np.repeat(np.arange(80), 8), features=columns))
     assert [alarm.finding.name for alarm in raised] == ["as an expert"]
     assert (raised[0].finding.effect or 0) > 0
 

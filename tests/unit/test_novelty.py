@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from serving import Canned, group
 
 from grpo_ray.errors import ConfigError, OracleError
-from grpo_ray.judges.novelty import cosine, judge
+from grpo_ray.graders.similarity import cosine_between
+from grpo_ray.judges.novelty import judge
 from grpo_ray.registry import check_settings
 
 
@@ -70,9 +71,9 @@ def test_inside_the_group() -> None:
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=5))
 def test_cosine_of_itself(vector: list[float]) -> None:
     if max(map(abs, vector)) > 1e-3:
-        assert cosine(vector, vector) == pytest.approx(1)
-        assert cosine(vector, [-x for x in vector]) == pytest.approx(-1)
-    assert cosine(vector, [0.0] * len(vector)) == 0
+        assert cosine_between(vector, vector) == pytest.approx(1)
+        assert cosine_between(vector, [-x for x in vector]) == pytest.approx(-1)
+    assert cosine_between(vector, [0.0] * len(vector)) == 0
 
 
 def test_wrong_settings_are_refused() -> None:

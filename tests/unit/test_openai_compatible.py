@@ -198,6 +198,22 @@ def test_timeouts_and_absent_servers_are_lost_groups() -> None:
     assert "can't reach" in reason_of(sample(f"http://127.0.0.1:{port}/v1", "one")[0])
 
 
+def test_a_password_in_the_url_is_not_shown() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        port = bound.getsockname()[1]
+    told = [reason_of(sample(f"http://me:secret@127.0.0.1:{port}/v1", "one")[0])]
+    here = "http://me:secret@here/v1"
+    settings: list[dict[str, Any]] = [{"base_url": "ftp" + here[4:]}, {"base_url": here, "model": "bundled:nano"}]
+    for wrong in settings:
+        with pytest.raises(ConfigError) as caught:
+            make_generator(**{"model": "m", **wrong})
+        told.append(str(caught.value))
+    assert (
+        f"can't reach http://127.0.0.1:{port}/v1" in told[0] and "ftp://here/v1" in told[1] and "http://here" in told[2]
+    )
+    assert not any("secret" in words for words in told)
+
+
 def test_passing_faults_are_tried_again() -> None:
     with stand_in(Behaviour(limit_every=3, retry_after_s=0.01)) as url:
         assert all(isinstance(group, Group) for group in sample(url, "one", "two", retries=3, concurrency=1))

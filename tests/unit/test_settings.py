@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from grpo_ray.bounds import BOUNDS
 from grpo_ray.errors import ConfigError
 from grpo_ray.recipe import Config, Placement, Recipe
-from grpo_ray.settings import load_config, masked, recipe_hash
+from grpo_ray.settings import load_config, masked
 
 CANNED = ("generator.name=canned", "trainer.name=canned", "evolution.mutations=[{name: set_parameter}]")
 
@@ -404,10 +404,3 @@ def test_any_tree_is_either_loaded_or_refused(tmp_path_factory: Any, tree: dict[
         assert isinstance(load_config(path, CANNED), Config)
     except ConfigError as error:
         assert str(error).startswith(str(path))
-
-
-def test_a_recipes_hash_tells_recipes_apart(folder: Path) -> None:
-    first = recipe_hash(load(folder).recipe)
-    assert first == recipe_hash(load(folder, "placement.ray=off").recipe)
-    assert first != recipe_hash(load(folder, "sampling.temperature=0.9").recipe)
-    assert len(first) == 64

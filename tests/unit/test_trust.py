@@ -26,8 +26,8 @@ from grpo_ray.trust.alarms import (
     open_alarms,
     reviewed,
     tail,
-    wilson_low,
 )
+from grpo_ray.trust.calibration import share_interval
 from grpo_ray.trust.canaries import RIGHT
 from grpo_ray.types import Evaluation, Reward, ScoredGroup, ScoredRollout
 
@@ -145,7 +145,7 @@ def test_a_judge_exactly_at_the_bar_seldom_raises_an_alarm_in_a_whole_run(bar: f
 
 @given(st.integers(0, 50), st.integers(1, 500))
 def test_the_low_end_of_a_share_is_below_it(passed: int, more: int) -> None:
-    assert 0 <= wilson_low(passed, passed + more) <= passed / (passed + more)
+    assert 0 <= share_interval(passed, passed + more)[0] <= passed / (passed + more)
 
 
 def steps(kind: list[float], right: list[float]) -> list[list[ScoredGroup]]:
