@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grpo_ray import cli_judges
+from grpo_ray import cli_judges, cli_tasks, cli_templates
 from grpo_ray.cli_parts import (
     FAULT,
     HOME,
@@ -56,6 +56,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_judges.app)
+app.add_typer(cli_tasks.app, name="tasks")
+app.add_typer(cli_templates.app, name="templates")
 
 
 @app.command()
@@ -307,7 +309,7 @@ def serve(
     from grpo_ray.recipe import Placement
 
     async def served() -> None:
-        async with closing(await launch.open_archive(Placement(home=home, storage=storage))) as archive:
+        async with closing(await launch.open_kept(Placement(home=home, storage=storage))) as archive:
             site = control.make_app(archive, token=token, port=here, embed=embed, embedding_model=str(embedder))
             typer.echo(f"MCP: http://127.0.0.1:{here}/mcp, token in {Path(home) / control.TOKEN_FILE}", err=True)
             settings = uvicorn.Config(site, log_level="warning", timeout_graceful_shutdown=1)

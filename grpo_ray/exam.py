@@ -88,7 +88,7 @@ async def choose(
 
     Looked at are the `finalists` fittest (None: all), and what was chosen before, without the adapter (`also`).
     """
-    members = sorted(population.members, key=lambda member: -member.fitness())
+    members = sorted(population.members, key=lambda member: -member.fitness)
     kinds = sorted({task.task_type for task in crew.tasks.validation + crew.tasks.heldout})
     chosen: dict[str, Template] = {}
     for kind in kinds:
@@ -104,7 +104,7 @@ async def choose(
 
 def favourite(population: Population, tasks: Sequence[Task]) -> dict[str, Template]:
     """For each task type the fittest template, as far as training tasks have shown."""
-    members = sorted(population.members, key=lambda member: -member.fitness())
+    members = sorted(population.members, key=lambda member: -member.fitness)
     kinds = sorted({task.task_type for task in tasks})
     return {kind: next(m.template for m in members if fits(m.template, kind)) for kind in kinds}
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from grpo_ray import exam, prompting, registry, splits
+from grpo_ray import exam, library, prompting, registry, splits
 from grpo_ray.backends import untrainable
 from grpo_ray.canonical import plain
 from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, RecipeChanged
+from grpo_ray.llm.addresses import shown
 from grpo_ray.llm.gate import BUDGET, BUDGET_SPENT, specs_of
 from grpo_ray.operations import which
 from grpo_ray.population import begin, fits, plan_waves, unfit
@@ -27,7 +28,7 @@ from grpo_ray.types import Policy, Sampling, SlotsFound, Task, TaskSet, Template
 JUDGE_TOKENS = (400, 250)
 """A guess at what judging takes in beside the answers themselves, a call, and what it gives back, an answer."""
 REWRITE_TOKENS = (3000, 800)
-FREE = ("verifier", "heuristics", "set_parameter", "random_edit")
+FREE = ("verifier", "heuristics", "set_parameter", "random_edit", "recombine", "crossover", "example_swap", "simplify")
 """Bundled judges and mutations that ask no endpoint."""
 ENVIRONMENT = {"home": "GRPO_RAY_HOME", "storage": "GRPO_RAY_STORAGE"}
 """The keys of `placement` that have a default in the environment, and its name there."""
@@ -51,7 +52,7 @@ def load_inputs(config: Config) -> Inputs:
     templates: tuple[Template, ...] = ()
     tasks = TaskSet((), (), ())
     try:
-        templates = prompting.load_library(Path(recipe.prompts))
+        templates = library.load_library(Path(recipe.prompts))
     except GrpoRayError as fault:
         problems.append(str(fault))
     try:
@@ -92,7 +93,7 @@ def plan(config: Config, inputs: Inputs) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "model": recipe.model,
-        "judge_model": f"{recipe.oracle.model} at {recipe.oracle.base_url}" if judges else None,
+        "judge_model": f"{recipe.oracle.model} at {shown(recipe.oracle.base_url)}" if judges else None,
         "templates": len(inputs.templates),
         "tasks": {"train": len(tasks.train), "validation": len(tasks.validation), "heldout": len(tasks.heldout)},
         "steps": recipe.steps,

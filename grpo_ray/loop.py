@@ -2,12 +2,16 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
 from dataclasses import replace
+from typing import Any
 
 from grpo_ray.advantages import with_advantages
 from grpo_ray.canonical import digest_bytes, plain
+from grpo_ray.changes import settle
+from grpo_ray.evolution.knowledge import gather, informed
 from grpo_ray.exam import clearly_worse, examine, favourite, under
-from grpo_ray.population import evolve, plan_refill, plan_waves, with_fitness
+from grpo_ray.population import evolve, plan_refill, plan_waves
 from grpo_ray.protocols import Control, Crew
 from grpo_ray.recipe import Recipe, RunState
 from grpo_ray.scoring import score
@@ -30,6 +34,7 @@ async def run(state: RunState, crew: Crew, control: Control) -> RunState:
                 ahead.append(asyncio.create_task(explore(step, state.policy(step), state.recipe, crew, turn)))
             groups = await ahead.popleft()
             state = await control.approve(await improve(state, groups, crew))
+            state = await settle(state, crew.store, crew.tasks)
             await crew.store.save_state(state)  # durable only after all of its groups
     finally:
         await _abandon(ahead)
@@ -64,7 +69,16 @@ async def fly(
 ) -> list[asyncio.Task[ScoredGroup | None]]:
     """Sample one wave; each group goes on to its judges the moment it is whole."""
     groups = crew.generators.sample(wave, policy.adapter)
-    return [air.create_task(attempt(group, step, policy, recipe, crew)) async for group in groups]
+    return [land(attempt(group, step, policy, recipe, crew), air) async for group in groups]
+
+
+def land(one: Coroutine[Any, Any, ScoredGroup | None], air: asyncio.TaskGroup) -> asyncio.Task[ScoredGroup | None]:
+    """Begin an attempt; where another has just failed, `air` takes no more, and is about to cancel this flight."""
+    try:
+        return air.create_task(one)
+    except RuntimeError:  # no fault of its own, to be told beside the one that matters
+        one.close()
+        raise asyncio.CancelledError from None
 
 
 async def attempt(
@@ -103,11 +117,13 @@ async def review(state: RunState, groups: list[ScoredGroup], crew: Crew) -> Revi
 
 
 async def select(state: RunState, groups: list[ScoredGroup], judged: "asyncio.Task[Review]", crew: Crew) -> Population:
-    """Fitness from template-relative advantages, then the next generation; none while the judges are in doubt."""
-    population = with_fitness(state.population, groups, state.recipe)
+    """Fitness from every trial so far, then the next generation; none while the judges are in doubt."""
+    trials = await crew.store.trials(0, state.step)
+    known = gather(await crew.store.templates(), trials, state.step, state.recipe)
+    population = informed(state.population, known)
     if (await judged).alarms:
         return population
-    return await evolve(population, groups, crew.oracle.within(f"{state.step}/evolve"), state.step, state.recipe)
+    return await evolve(population, groups, known, crew.oracle.within(f"{state.step}/evolve"), state.step, state.recipe)
 
 
 async def train(state: RunState, lessons: list[Lesson], crew: Crew) -> Adapter | None:

@@ -159,14 +159,6 @@ async def _want(archive: Archive, run: str | None, what: Want, who: str) -> dict
     return {"run_id": row["run"], "wanted": what, "takes_effect": "at the next step's edge"}
 
 
-async def list_templates(archive: Archive, run: str | None = None) -> list[dict[str, Any]]:
-    """The living templates, fittest first, each with fitness and trials."""
-    row = await which(archive, run)
-    state = await state_of(await archive.open(row["run"]), row["run"])
-    members = sorted(state.population.members, key=lambda member: (-member.fitness(), member.template.id))
-    return [plain(m.template) | {"fitness": m.fitness(), "trials": m.trials} for m in members]
-
-
 async def show(archive: Archive, kind: str, id: str, run: str | None = None) -> dict[str, Any]:
     """Everything kept of one run, template, rollout or adapter; `id` may be its unique beginning.
 

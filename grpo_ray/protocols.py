@@ -4,7 +4,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from grpo_ray.lineage import Life
 from grpo_ray.recipe import RunState
+from grpo_ray.trials import Trial
 from grpo_ray.types import (
     Adapter,
     AdapterBytes,
@@ -21,6 +23,7 @@ from grpo_ray.types import (
     SlotsFound,
     Task,
     TaskSet,
+    Template,
     Update,
     Wave,
 )
@@ -184,7 +187,7 @@ class Store(Protocol):
     async def load_adapter(self, hash: str) -> AdapterBytes: ...
 
     async def save_state(self, state: RunState) -> None:
-        """Durable only after all of the step's groups; its templates are saved with it."""
+        """Durable only after all of the step's groups; its templates and their lives are saved with it."""
         ...
 
     async def load_state(self) -> RunState | None:
@@ -219,6 +222,18 @@ class Store(Protocol):
 
     async def states(self) -> list[RunState]:
         """Every saved state, by step."""
+        ...
+
+    async def templates(self) -> list[Template]:
+        """Every template that ever lived in the run, in the order they came."""
+        ...
+
+    async def lives(self) -> list[Life]:
+        """The life of each of those, in their order."""
+        ...
+
+    async def trials(self, first: int = 0, last: int | None = None) -> list[Trial]:
+        """Those of steps first … last (inclusive), ordered by (step, template, task); what got no reward is left out."""
         ...
 
     async def save_outcome(self, outcome: dict[str, Any]) -> None: ...

@@ -91,9 +91,12 @@ class EvolutionSpec:
     __pydantic_config__ = STRICT
     size: int = 12
     children: int = 2
-    min_trials: int = 6
-    """Tasks a template is compared on before it may be retired."""
     discount: float = 0.9
+    """How much a trial counts a step later."""
+    surrogate: bool = True
+    """Whether templates are known by the pieces they share with others, or each by its own trials alone."""
+    heat: float = 0.5
+    """How bold the draws are that children are made by: 1 is Thompson sampling, 0 takes what is expected."""
     mutations: tuple[Weighted, ...] = (Weighted(name="set_parameter"), Weighted(name="rewrite"))
 
 

@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from grpo_ray.answers import VERIFIED
 from grpo_ray.types import Evaluation, Lesson, Population, ScoredRollout
-
-VERIFIED = "verified"
-"""The dimension on which verifiers speak."""
 
 
 def step_report(step: int, lessons: Sequence[Lesson]) -> dict[str, Any]:
@@ -52,11 +50,11 @@ TEMPLATE_KEYS = (
 
 def best_templates(population: Population, limit: int | None = 5) -> list[dict[str, Any]]:
     """The fittest living templates, best first; None for `limit` shows all."""
-    ranked = sorted(population.members, key=lambda member: (-member.fitness(), member.template.id))
+    ranked = sorted(population.members, key=lambda member: (-member.fitness, member.template.id))
     return [
         {key: getattr(member.template, key) for key in TEMPLATE_KEYS[:-2]}
         | {"parents": list(member.template.parents), "settings": dict(member.template.settings)}
-        | {"fitness": round(member.fitness(), 6), "trials": round(member.trials, 3)}
+        | {"fitness": round(member.fitness, 6), "trials": round(member.trials, 3)}
         for member in ranked[:limit]
     ]
 

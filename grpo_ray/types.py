@@ -266,15 +266,18 @@ class Slope:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A living template with what is known of it: the sum of its template-relative advantages over `trials` tasks."""
+    """A living template with what is known of it, in the reward's unit."""
 
     template: Template
-    total: float = 0.0
+    fitness: float = 0.0
+    """How much better than the population's mean it is taken to be, and how sure that is."""
+    deviation: float = 0.3
     trials: float = 0.0
-
-    def fitness(self, prior: float = 2.0) -> float:
-        """The mean advantage, shrunk towards 0 as if `prior` further tasks had shown nothing."""
-        return self.total / (self.trials + prior) if self.trials else 0.0
+    """Tasks it was compared on; old ones fade."""
+    pinned: bool = False
+    """Kept whatever happens, for a person said so."""
+    born: int = 0
+    """The generation it came in with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +313,8 @@ class Parent:
     best: tuple[tuple[Prompt, ScoredRollout], ...]
     worst: tuple[tuple[Prompt, ScoredRollout], ...]
     rejected: tuple[tuple[str, str], ...] = ()
+    hopes: tuple[tuple[str, float], ...] = ()
+    """(piece, what it is drawn to add to the reward): one Thompson draw; a piece is "name=label" or a sentence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,9 +63,9 @@ def _scored(rollout: Rollout, mark: float) -> ScoredRollout:
     return ScoredRollout(rollout, said, Reward(mark, (RewardPart("verified", mark, 1.0),)))
 
 
-async def small_archive(steps: int = 2) -> Archive:
-    """The archive with the run, saved as far as `steps`."""
-    archive = await make_storage()
+async def small_archive(steps: int = 2, archive: Archive | None = None) -> Archive:
+    """The archive (one in memory, if none is given) with the run, saved as far as `steps`."""
+    archive = archive or await make_storage()
     seeds = Population((Member(SEED),))
     state = RunState(RUN, 0, RECIPE, seeds, None, (Policy(seeds, None),))
     await archive.create_run(state)
@@ -77,7 +77,7 @@ async def small_archive(steps: int = 2) -> Archive:
         await store.save_scored(step, made.group)
         await store.save_lessons(step, [made])
         await store.save_adapter(ADAPTER, CONTENT, [("loss", 0.5)])
-        population = Population((Member(SEED, -1.0, 2.0), Member(CHILD, 1.0, 2.0)), step + 1)
+        population = Population((Member(SEED, -0.25, 0.2, 2.0), Member(CHILD, 0.25, 0.2, 2.0)), step + 1)
         state = state.next(ADAPTER, population)
         await store.save_state(state)
     return archive

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 
 from grpo_ray.canonical import digest
 from grpo_ray.fenced import unfenced
-from grpo_ray.stand_ins import gullible, ranking
+from grpo_ray.stand_ins import gullible, ranking, rewording
 from grpo_ray.stand_ins import rules as stand_in
 
 MODEL = "stand-in"
@@ -40,7 +40,7 @@ def models(shutdown_date: str) -> list[dict[str, Any]]:
 
 
 def complete(body: dict[str, Any], features: tuple[str, ...] = FEATURES, fault: str = "") -> Answer:
-    """A chat completion: a verdict, a rewritten template, or a line that says what this server is.
+    """A chat completion: a verdict, a rewritten or rephrased template, or a line that says what this server is.
 
     `fault` spoils it: "malformed" content, a "truncated" one, or one "refused" by the model.
     """
@@ -82,16 +82,26 @@ def reply_to(messages: list[dict[str, Any]], form: dict[str, Any], model: str = 
     data = first_data(texts)
     if model == GULLIBLE_MODEL and (verdict := gullible.judge(texts, data)) is not None:
         return json.dumps(verdict)
-    if isinstance(data, dict) and {"question", "answers", "dimensions"} <= data.keys():
-        return json.dumps(stand_in.judge(data))
-    if isinstance(data, dict) and {"question", "answers", "rank_by"} <= data.keys():
-        return json.dumps(ranking.rank(data))
-    if isinstance(data, dict) and {"template", "worst"} <= data.keys():
-        return json.dumps(stand_in.rewrite(data, digest(texts)))
+    ruled = by_rule(data, texts) if isinstance(data, dict) else None
+    if ruled is not None:
+        return json.dumps(ruled)
     if form["type"] == "json_schema":
         schema = form.get("json_schema", {}).get("schema", {})
         return json.dumps(barest(schema, schema.get("$defs", {})))
     return "{}" if form["type"] == "json_object" else "I am a stand-in, not a model; I only judge and rewrite by rule."
+
+
+def by_rule(data: dict[str, Any], texts: list[str]) -> dict[str, Any] | None:
+    """The reply to data of a kind that there is a rule for, known by its keys; None for other data."""
+    if {"question", "answers", "dimensions"} <= data.keys():
+        return stand_in.judge(data)
+    if {"question", "answers", "rank_by"} <= data.keys():
+        return ranking.rank(data)
+    if {"template", "worst"} <= data.keys():
+        return stand_in.rewrite(data, digest(texts), again=len(texts) > 2)
+    if {"rephrase", "keep"} <= data.keys():
+        return {"text": rewording.rephrase(data["rephrase"], digest(texts))}
+    return None
 
 
 def first_data(texts: list[str]) -> Any:

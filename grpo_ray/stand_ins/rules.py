@@ -263,16 +263,49 @@ ENDINGS: dict[Need, tuple[str, ...]] = {
     "check": (", looking back at each line", ", and make sure of every line", ", checking each one as it is written"),
     "answer": (", and close with a line 'Answer:'", ", and write the result after 'Answer:'"),
 }
+_WORKING = re.compile(r"\b(steps?|working|rough work|notes?|pieces?|stages?)\b", re.IGNORECASE)
+_ALL, _SEVERAL = (
+    re.compile(rf"\b({words})\b", re.IGNORECASE) for words in ("every|each|all|whole", "two|three|four|some")
+)
 _JINJA = re.compile(r"(\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\})", re.DOTALL)
 
 
-def rewrite(data: dict[str, Any], seed: str) -> dict[str, Any]:
-    """A template's text with a new instruction for what its worst answers need most; one `seed`, one reply."""
+def rewrite(data: dict[str, Any], seed: str, *, again: bool = False) -> dict[str, Any]:
+    """A template's text with a new instruction for what its worst answers need most; one `seed`, one reply.
+
+    Where working is what they lack and `data` names choices, a setting moves to words that ask for more of it; then every
+    third time the text stays as it is, but not where it is asked for `again`.
+    """
     chance = random.Random(seed)
     need = _need(data.get("worst", []), chance)
     old = data["template"]
     choices = [sentence for sentence in instructions(need) if sentence not in old]
-    return {"diagnosis": DIAGNOSES[need], "text": with_instruction(old, chance.choice(choices))}
+    said = {"diagnosis": DIAGNOSES[need], "text": with_instruction(old, chance.choice(choices))}
+    if "choices" not in data:
+        return said
+    moves = more_working(data, chance) if need in ("working", "whole") else []
+    stays = moves and not again and chance.randrange(3) == 0
+    return said | {"settings": moves, "text": old if stays else said["text"]}
+
+
+def more_working(data: dict[str, Any], chance: random.Random) -> list[dict[str, str]]:
+    """The one setting that asks for more working than now by the most, as [{"name", "label"}]; [] where none does."""
+    found: list[tuple[int, str, str]] = []
+    for name, old in data["settings"]:
+        texts = data.get("choice_texts", {}).get(name, {})
+        asks = {label: _working_asked(texts.get(label, label)) for label in data["choices"].get(name, ())}
+        most = max(asks.values(), default=0)
+        found += [(most - asks.get(old, 0), name, label) for label, much in asks.items() if much == most]
+    gain = max((gain for gain, *_ in found), default=0)
+    best = [{"name": name, "label": label} for more, name, label in found if more == gain > 0]
+    return [chance.choice(best)] if best else []
+
+
+def _working_asked(words: str) -> int:
+    """How much working a setting's words ask for: none, a piece of it, more than one, all."""
+    if not _WORKING.search(words):
+        return 0
+    return 3 if _ALL.search(words) else 2 if _SEVERAL.search(words) else 1
 
 
 def instructions(need: Need) -> list[str]:

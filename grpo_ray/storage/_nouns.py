@@ -4,12 +4,15 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
-from grpo_ray.canonical import typed
+from grpo_ray.canonical import plain, typed
+from grpo_ray.lineage import Known, Life, named_in
 from grpo_ray.protocols import LABEL
 from grpo_ray.recipe import RunState
 from grpo_ray.storage._text import document
+from grpo_ray.trials import Trial
 from grpo_ray.types import (
     Adapter,
     Evaluation,
@@ -64,16 +67,41 @@ def member_rows(state: RunState) -> list[Row]:
     """What was known of each living template at the beginning of the state's step."""
     return [
         {"run": state.run, "step": state.step, "template": member.template.id}
-        | {"total": float(member.total), "trials": float(member.trials), "fitness": float(member.fitness())}
+        | {"fitness": float(member.fitness), "deviation": float(member.deviation), "trials": float(member.trials)}
         for member in state.population.members
     ]
 
 
-def templates_of(state: RunState) -> list[Template]:
-    """Every template a state names, once; what steps still to come explore with included."""
-    populations = [policy.population for policy in state.policies] + [state.population]
-    found = {template.id: template for population in populations for template in population.templates}
-    return list(found.values())
+def life_rows(state: RunState) -> list[Row]:
+    """The beginning of the life of every template that a state names."""
+    return [{"run": state.run, "template": template.id, "step": state.step} for template in named_in(state)]
+
+
+def death_row(state: RunState) -> Row:
+    """What ends the lives of templates that a state has no longer."""
+    row: Row = {"run": state.run, "step": state.step}
+    row |= {"living": [template.id for template in state.population.templates]}
+    return row | {
+        "ids": [id for id, _ in state.population.retired],
+        "why": [why for _, why in state.population.retired],
+    }
+
+
+def life_of(row: Row) -> Life:
+    course = zip(row["steps"], row["fitness"], row["deviations"], row["trials"], strict=True)
+    return Life(row["template"], row["made"], row["retired"], row["why"], tuple(Known(*known) for known in course))
+
+
+def told(life: Life) -> Row:
+    """What a template's row says of its life."""
+    names = ("made", "retired", "why")
+    return {name: getattr(life, name) for name in names} | {"history": plain(life.course)}
+
+
+def trial_of(row: Row) -> Trial:
+    """The mean to the last bit, whatever the order of the rewards."""
+    names = ("template", "task", "task_type", "step")
+    return Trial(**{name: row[name] for name in names}, value=fmean(row["rewards"]), count=len(row["rewards"]))
 
 
 def task_row(run: str, task: Task) -> Row:

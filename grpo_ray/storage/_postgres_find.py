@@ -6,6 +6,7 @@ from typing import Any
 
 from grpo_ray.canonical import plain
 from grpo_ray.errors import ConfigError, MissingError
+from grpo_ray.lineage import text_hash
 from grpo_ray.registry import hint
 from grpo_ray.storage import _nouns as nouns
 from grpo_ray.storage._database import Session
@@ -60,8 +61,10 @@ async def _run(session: Session, run: str, id: str) -> Row:
 async def _template(session: Session, run: str, id: str) -> Row:
     chain = await _templates_back(session, run, id)
     (rewards,) = await session.all("template_rewards", run=run, id=id)
+    (life,) = await session.all("life", run=run, id=id)
     return {
         **chain[0],
+        **life,
         "ancestry": chain,
         "children": [row["id"] for row in await session.all("children", run=run, id=id)],
         "history": await session.all("fitness_history", run=run, id=id),
@@ -122,7 +125,7 @@ async def _advantage(session: Session, run: str, group: Group, id: str) -> float
 async def _templates_back(session: Session, run: str, id: str) -> list[Row]:
     """A template and its ancestors, nearest first."""
     rows = await session.all("template_chain", run=run, id=id)
-    return [{**plain(nouns.template_of(row)), "run": run} for row in rows]
+    return [{**plain(of := nouns.template_of(row)), "text_hash": text_hash(of), "run": run} for row in rows]
 
 
 async def _adapters_back(session: Session, run: str, id: str) -> list[Row]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from grpo_ray.canonical import digest, typed
 from grpo_ray.errors import MissingError
+from grpo_ray.lineage import Life, named_in
 from grpo_ray.protocols import Store
 from grpo_ray.recipe import RunState
 from grpo_ray.registry import hint
@@ -14,6 +15,7 @@ from grpo_ray.storage import _nouns as nouns
 from grpo_ray.storage._database import Database, Session
 from grpo_ray.storage._text import document
 from grpo_ray.storage._together import Together
+from grpo_ray.trials import Trial
 from grpo_ray.types import (
     Adapter,
     AdapterBytes,
@@ -25,6 +27,7 @@ from grpo_ray.types import (
     Reply,
     Score,
     ScoredGroup,
+    Template,
 )
 
 END = 2**31 - 1
@@ -190,6 +193,20 @@ class PostgresStore(Store):
 
         return await self.database.transact(work)
 
+    async def templates(self) -> list[Template]:
+        rows = await self.database.transact(lambda session: session.all("templates", run=self.run))
+        return [nouns.template_of(row) for row in rows]
+
+    async def lives(self) -> list[Life]:
+        rows = await self.database.transact(lambda session: session.all("lives", run=self.run))
+        return [nouns.life_of(row) for row in rows]
+
+    async def trials(self, first: int = 0, last: int | None = None) -> list[Trial]:
+        rows = await self.database.transact(
+            lambda session: session.all("trials", run=self.run, first=first, last=_last(last))
+        )
+        return [nouns.trial_of(row) for row in rows]
+
     async def save_outcome(self, outcome: dict[str, Any]) -> None:
         row = {"run": self.run, "outcome": document(outcome)}
         await self.database.transact(lambda session: session.put("save_outcome", row))
@@ -227,9 +244,12 @@ async def begin_scoring(session: Session, run: str, step: int, group: Group) -> 
 async def put_state(session: Session, run: str, state: RunState) -> None:
     """The state, its templates, and what was known of them, unless the step has a state already."""
     adapter = state.adapter.hash if state.adapter else None
-    await session.put("save_template", *(nouns.template_row(run, one) for one in nouns.templates_of(state)))
     if await session.one("save_state", run=run, step=state.step, adapter=adapter, state=document(state)):
+        await session.put("save_template", *(nouns.template_row(run, one) for one in named_in(state)))
         await session.put("save_member", *nouns.member_rows(state))
+        await session.put("begin_life", *nouns.life_rows(state))
+        await session.put("go_on_living", nouns.death_row(state))
+        await session.put("end_life", nouns.death_row(state))
 
 
 async def put_event(session: Session, run: str, step: int, kind: str, detail: dict[str, Any]) -> None:

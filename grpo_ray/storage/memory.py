@@ -1,17 +1,21 @@
 """The Archive and the Store in plain dictionaries: for tests, `preview` and `storage: memory`; gone with the process."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from math import sqrt
+from statistics import fmean
 from typing import Any, TypeVar
 
 from grpo_ray.canonical import digest, plain
 from grpo_ray.errors import ConfigError, MissingError
+from grpo_ray.graders.similarity import cosine_between
+from grpo_ray.lineage import Life, lives, named, text_hash
 from grpo_ray.protocols import Archive, Store, Want
 from grpo_ray.recipe import RunState
 from grpo_ray.registry import hint
-from grpo_ray.storage._nouns import audits, labelled
+from grpo_ray.storage._nouns import audits, labelled, told
+from grpo_ray.trials import Trial
 from grpo_ray.types import (
     Adapter,
     AdapterBytes,
@@ -136,6 +140,25 @@ class MemoryStore(Store):
     async def states(self) -> list[RunState]:
         return [self.kept[step] for step in sorted(self.kept)]
 
+    async def templates(self) -> list[Template]:
+        return list(named(await self.states()).values())
+
+    async def lives(self) -> list[Life]:
+        return lives(await self.states())
+
+    async def trials(self, first: int = 0, last: int | None = None) -> list[Trial]:
+        rewards: dict[tuple[int, str, str, str], list[float]] = defaultdict(list)
+        for (step, _), scored in self.scored.items():
+            if first <= step and (last is None or step <= last):
+                prompt, values = scored.group.prompt, [one.reward.value for one in scored.rollouts]
+                key = (step, prompt.template_id, prompt.task.id, prompt.task.task_type)
+                rewards[key] += [value for value in values if value is not None]
+        return [
+            Trial(template, task, kind, step, fmean(values), len(values))
+            for (step, template, task, kind), values in sorted(rewards.items())
+            if values
+        ]
+
     async def save_outcome(self, outcome: dict[str, Any]) -> None:
         if not self.outcomes:
             self.outcomes.append(outcome)
@@ -189,7 +212,7 @@ class MemoryStore(Store):
         if kind == "rollout":
             return self.rollouts()
         if kind == "template":
-            return {template.id: plain(template) for template in self._templates()}
+            return self._templates()
         if kind == "adapter":
             return {hash: {**plain(adapter), "metrics": metrics} for hash, (adapter, metrics) in self.made.items()}
         groups = [(step, group) for (step, _), group in self.groups.items()]
@@ -207,8 +230,11 @@ class MemoryStore(Store):
     def _added(self, scored: ScoredGroup, place: int) -> list[Evaluation]:
         return self.added.get(scored.rollouts[place].rollout.id, [])
 
-    def _templates(self) -> Iterable[Template]:
-        return (template for state in self.kept.values() for template in state.population.templates)
+    def _templates(self) -> dict[str, dict[str, Any]]:
+        """Id → a template with its life."""
+        states = [self.kept[step] for step in sorted(self.kept)]
+        found = zip(named(states).values(), lives(states), strict=True)
+        return {of.id: {**plain(of), "text_hash": text_hash(of), **told(life)} for of, life in found}
 
     def _judged(self, step: int, group: str, place: int) -> dict[str, Any]:
         scored, lesson = self.scored.get((step, group)), self.taught.get((step, group))
@@ -270,7 +296,7 @@ class MemoryArchive(Archive):
         return {**row, "id": name, "run": of}
 
     async def search(self, run: str, vector: Sequence[float], limit: int) -> list[tuple[str, float]]:
-        found = [(id, _cosine(vector, other)) for id, other in self._store(run).vectors.items()]
+        found = [(id, cosine_between(vector, other)) for id, other in self._store(run).vectors.items()]
         return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:limit]
 
     async def unembedded(self, run: str, limit: int) -> list[tuple[str, str]]:
@@ -301,11 +327,6 @@ def _between(table: dict[tuple[int, str], T], first: int, last: int | None) -> l
 def _which(e: Evaluation) -> tuple[str, str, str, str]:
     """What makes an evaluation of a rollout another one."""
     return e.judge, e.dimension, e.version, e.audit
-
-
-def _cosine(a: Sequence[float], b: Sequence[float]) -> float:
-    lengths = sqrt(sum(x * x for x in a)) * sqrt(sum(x * x for x in b))
-    return sum(x * y for x, y in zip(a, b, strict=True)) / lengths if lengths else 0.0
 
 
 def _now() -> str:

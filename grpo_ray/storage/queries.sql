@@ -24,9 +24,55 @@ ON CONFLICT DO NOTHING RETURNING step;
 
 -- name: save_member
 -- What was known of one living template at the beginning of a step.
-INSERT INTO member (run, step, template, total, trials, fitness)
-VALUES (%(run)s, %(step)s, %(template)s, %(total)s, %(trials)s, %(fitness)s)
+INSERT INTO member (run, step, template, fitness, deviation, trials)
+VALUES (%(run)s, %(step)s, %(template)s, %(fitness)s, %(deviation)s, %(trials)s)
 ON CONFLICT DO NOTHING;
+
+-- name: begin_life
+-- A template is made once.
+INSERT INTO template_life (run, template, made) VALUES (%(run)s, %(template)s, %(step)s) ON CONFLICT DO NOTHING;
+
+-- name: go_on_living
+-- What was retired and has been taken back.
+UPDATE template_life SET retired = NULL, why = ''
+WHERE run = %(run)s AND retired IS NOT NULL AND template = ANY(%(living)s::text[]);
+
+-- name: end_life
+-- What lived before and is not among the living; of several reasons given for it the newest.
+UPDATE template_life AS l SET retired = %(step)s, why = coalesce((
+    SELECT g.why FROM unnest(%(ids)s::text[], %(why)s::text[]) WITH ORDINALITY AS g (template, why, place)
+    WHERE g.template = l.template ORDER BY g.place DESC LIMIT 1), '')
+WHERE l.run = %(run)s AND l.retired IS NULL AND l.template <> ALL(%(living)s::text[]);
+
+-- name: templates
+-- In the order they came.
+SELECT id, text, task_type, complexity, system, parameters, settings, examples, version, parents, mutation, note, stand_in
+FROM template WHERE run = %(run)s ORDER BY position;
+
+-- name: lives
+-- In the order of the templates, each with what was known of it, by step.
+SELECT l.template, l.made, l.retired, l.why, coalesce(m.steps, '{}') AS steps, coalesce(m.fitness, '{}') AS fitness,
+    coalesce(m.deviations, '{}') AS deviations, coalesce(m.trials, '{}') AS trials
+FROM template t JOIN template_life l ON l.run = t.run AND l.template = t.id
+LEFT JOIN (SELECT template, array_agg(step ORDER BY step) AS steps, array_agg(fitness ORDER BY step) AS fitness,
+        array_agg(deviation ORDER BY step) AS deviations, array_agg(trials ORDER BY step) AS trials
+    FROM member WHERE run = %(run)s GROUP BY template) AS m ON m.template = t.id
+WHERE t.run = %(run)s ORDER BY t.position;
+
+-- name: life
+-- When one template lived.
+SELECT made, retired, why FROM template_life WHERE run = %(run)s AND template = %(id)s;
+
+-- name: trials
+-- The rewards that one template got on one task in one step, where there are any.
+SELECT g.step, p.template, p.task, t.task_type, array_agg(w.value) AS rewards FROM sample_group g
+JOIN prompt p ON p.run = g.run AND p.id = g.prompt
+JOIN task t ON t.run = g.run AND t.id = p.task
+JOIN rollout r ON r.run = g.run AND r.sample_group = g.id
+JOIN reward w ON w.run = g.run AND w.rollout = r.id
+WHERE g.run = %(run)s AND g.step >= %(first)s AND g.step <= %(last)s AND w.value IS NOT NULL
+GROUP BY g.step, p.template, p.task, t.task_type
+ORDER BY g.step, p.template COLLATE "C", p.task COLLATE "C";
 
 -- name: newest_state
 -- Where a run is.
@@ -308,11 +354,13 @@ SELECT rollout AS rollout_id, judge, dimension, score, rationale, model, stand_i
 WHERE run = %(run)s AND rollout = %(id)s ORDER BY index;
 
 -- name: template_chain
--- A template and all its ancestors up to the seeds, nearest first.
+-- A template and all its ancestors up to the seeds, nearest first. No way is longer than there are templates, even where
+-- a file made them each other's parents.
 WITH RECURSIVE back AS (
     SELECT id, parents, 0 AS depth FROM template WHERE run = %(run)s AND id = %(id)s
     UNION
     SELECT t.id, t.parents, b.depth + 1 FROM back b JOIN template t ON t.run = %(run)s AND t.id = ANY(b.parents)
+    WHERE b.depth < (SELECT count(*) FROM template WHERE run = %(run)s)
 )
 SELECT t.id, t.text, t.task_type, t.complexity, t.system, t.parameters, t.settings, t.examples, t.version, t.parents,
     t.mutation, t.note, t.stand_in
@@ -326,7 +374,7 @@ SELECT id FROM template WHERE run = %(run)s AND %(id)s = ANY(parents) ORDER BY p
 
 -- name: fitness_history
 -- What was known of one template, step by step.
-SELECT step, total, trials, fitness FROM member WHERE run = %(run)s AND template = %(id)s ORDER BY step;
+SELECT step, fitness, deviation, trials FROM member WHERE run = %(run)s AND template = %(id)s ORDER BY step;
 
 -- name: template_rewards
 -- The mean reward under one template, of the rollouts that have one.

@@ -1,5 +1,7 @@
 """One small run's nouns, for the storage contract: two seeds and a child, two tasks, groups, evaluations, adapters."""
 
+from dataclasses import replace
+
 from grpo_ray.recipe import Named, Recipe, RewardSpec, RunState
 from grpo_ray.types import (
     Adapter,
@@ -71,7 +73,7 @@ CONTENT = AdapterBytes(b"\x00weights\xff", b"optimizer\x00")
 
 
 def population(*templates: Template) -> Population:
-    members = tuple(Member(one, 0.1 * place, float(place)) for place, one in enumerate(templates))
+    members = tuple(Member(one, 0.1 * place, 0.3 - 0.1 * place, float(place)) for place, one in enumerate(templates))
     return Population(members, generation=len(templates), retired=(("t-gone", "no better"),))
 
 
@@ -97,6 +99,11 @@ def group(
     prompt = Prompt(f"p-{name}", template, task, messages)
     sampling = Sampling(group_size=len(texts), temperature=0.7, top_p=0.95, seed=7, min_p=0.1, stop=("END",))
     return Group(f"g-{name}", prompt, rollouts, (1, 2, 3), sampling, "bundled:nano", adapter, seconds=0.25)
+
+
+def of_task(of: Group, place: int) -> Group:
+    """The same of another task."""
+    return replace(of, prompt=replace(of.prompt, task=TASKS[place]))
 
 
 def lost(name: str = "lost") -> LostGroup:

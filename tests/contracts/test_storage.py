@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from struct import pack
 
 import pytest
@@ -14,19 +15,26 @@ from storage_nouns import (
     CONTENT,
     FIRST,
     GRANDCHILD,
+    OTHER,
     SECOND,
+    SEED,
     TASKS,
     group,
     lesson,
     lost,
+    of_task,
+    population,
     scored,
     state,
 )
 
 from grpo_ray.errors import ConfigError, MissingError, RunLocked
+from grpo_ray.lineage import Known, Life, text_hash
 from grpo_ray.protocols import Archive, Store
+from grpo_ray.recipe import RunState
 from grpo_ray.storage import embedded, memory, postgres
-from grpo_ray.types import Attempt, Evaluation, Reply, Score
+from grpo_ray.trials import Trial
+from grpo_ray.types import Attempt, Evaluation, Policy, Reply, Score, Template
 
 Opened = Callable[[], Awaitable[Archive]]
 HOSTILE = (
@@ -274,6 +282,99 @@ def test_states_are_kept_in_order_and_the_first_of_each_step(storage: Opened, ru
     asyncio.run(main())
 
 
+def test_trials_are_means_over_the_rewards_that_are_there(storage: Opened, run: str) -> None:
+    """Whatever order they were saved in; to the last bit, for 0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1."""
+
+    async def main() -> None:
+        async with begun(storage, run) as (_, store):
+            await store.save_state(state(run, 1, None, CHILD))
+            for step, name, template, task, values in (
+                (2, "e", "t-child", 0, (None, None)),
+                (1, "d", "t-child", 2, (1.0, 0.0, 0.0)),
+                (1, "c", "t-child", 0, (None, 0.5)),
+                (0, "b", "t-seed", 1, (0.25,)),
+                (2, "f", "t-seed", 0, (0.75,)),
+                (0, "a", "t-seed", 1, (0.3, 0.2, 0.1)),
+                (0, "g", "t-other", 1, (0.0,)),
+            ):
+                await store.save_group(step, of_task(group(name, template, texts=("x",) * len(values)), task))
+                one = of_task(group(name, template, texts=("x",) * len(values)), task)
+                await store.save_scored(step, scored(one, values))
+            await store.save_group(1, lost())
+            expected = [
+                Trial("t-other", "sum-1", "sum", 0, 0.0, 1),
+                Trial("t-seed", "sum-1", "sum", 0, fmean((0.25, 0.1, 0.2, 0.3)), 4),
+                Trial("t-child", "sum-0", "sum", 1, 0.5, 1),
+                Trial("t-child", "sum-2", "sum", 1, fmean((1.0, 0.0, 0.0)), 3),
+                Trial("t-seed", "sum-0", "sum", 2, 0.75, 1),
+            ]
+            assert await store.trials() == await store.trials(0, 2) == expected
+            assert await store.trials(1) == expected[2:]
+            assert await store.trials(1, 1) == expected[2:4]
+            assert await store.trials(0, 0) == expected[:2]
+            assert await store.trials(3) == []
+
+    asyncio.run(main())
+
+
+def test_every_template_keeps_its_life(storage: Opened, run: str) -> None:
+    """Retired with a reason, or without; taken back; and never told twice by a step that is saved again."""
+    names = ("t-seed", "t-other", "t-child", "t-grandchild")
+
+    async def main() -> None:
+        async with begun(storage, run) as (archive, store):
+            assert await store.templates() == [SEED, OTHER]
+            assert await store.lives() == [
+                Life("t-seed", 0, course=(Known(0, 0.0, 0.3, 0.0),)),
+                Life("t-other", 0, course=(Known(0, 0.1, 0.3 - 0.1, 1.0),)),
+            ]
+            told = (("t-seed", "refused once"), ("t-seed", "no better \x00"), ("t-gone", "never lived"))
+            await store.save_state(_with(run, 1, (OTHER, CHILD), told))
+            await store.save_state(_with(run, 1, (SEED, OTHER, GRANDCHILD)))
+            seed, other, child = await store.lives()
+            assert (seed.retired, seed.why, len(seed.course)) == (1, "no better \x00", 1)
+            assert (other.retired, len(other.course)) == (None, 2)
+            assert (child.made, child.retired, child.course) == (1, None, (Known(1, 0.1, 0.3 - 0.1, 1.0),))
+            await store.save_state(_with(run, 2, (CHILD, SEED, GRANDCHILD), told))
+            assert await store.templates() == [SEED, OTHER, CHILD, GRANDCHILD]
+            lives = await store.lives()
+            assert [(life.template, life.made, life.retired, life.why) for life in lives] == [
+                ("t-seed", 0, None, ""), ("t-other", 0, 2, ""), ("t-child", 1, None, ""), ("t-grandchild", 2, None, ""),
+            ]  # fmt: skip
+            assert [known.step for known in lives[0].course] == [0, 2]
+            for name, life in zip(names, lives, strict=True):
+                row = await archive.find("template", name, run)
+                assert (row["made"], row["retired"], row["why"]) == (life.made, life.retired, life.why)
+                assert [one["step"] for one in row["history"]] == [known.step for known in life.course]
+            row = await archive.find("template", "t-child", run)
+            assert row["text_hash"] == text_hash(CHILD) and row["parents"] == ["t-seed", "t-other"]
+            history = {"step": 1, "fitness": 0.1, "deviation": 0.3 - 0.1, "trials": 1.0}
+            assert row["history"][0] == history
+
+    asyncio.run(main())
+
+
+def test_templates_that_only_steps_ahead_explore_are_kept_too(storage: Opened, run: str) -> None:
+    """A fork begins with what the steps under way still had."""
+
+    async def main() -> None:
+        async with opened(storage) as archive:
+            ahead = (Policy(population(OTHER, CHILD), None), Policy(population(SEED), None))
+            await archive.create_run(replace(state(run, 4), population=population(SEED), policies=ahead))
+            store = await archive.open(run)
+            assert await store.templates() == [OTHER, CHILD, SEED]
+            assert await store.lives() == [
+                Life("t-other", 4, 4), Life("t-child", 4, 4), Life("t-seed", 4, course=(Known(4, 0.0, 0.3, 0.0),)),
+            ]  # fmt: skip
+
+    asyncio.run(main())
+
+
+def _with(run: str, step: int, living: tuple[Template, ...], told: tuple[tuple[str, str], ...] = ()) -> RunState:
+    people = replace(population(*living), retired=told)
+    return replace(state(run, step), population=people, policies=(Policy(people, None),))
+
+
 def test_a_reply_is_found_from_another_run_only_when_asked_for(storage: Opened, run: str) -> None:
     async def main() -> None:
         async with begun(storage, run) as (archive, store):
@@ -445,6 +546,19 @@ def test_the_whole_ancestry(server: str, run: str) -> None:
             assert (await archive.find("template", "t-grandchild", run))["mean_reward"] == 1.0
             about = await archive.find("run", run)
             assert [one["step"] for one in about["states"]] == [0, 1, 2] and len(about["adapters"]) == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.postgres
+def test_an_ancestry_ends_though_a_file_made_two_templates_each_others_parents(server: str, run: str) -> None:
+    one, two = replace(SEED, parents=("t-other",)), replace(OTHER, parents=("t-seed",))
+
+    async def main() -> None:
+        async with opened(lambda: embedded.make_storage(home=server)) as archive:
+            await archive.create_run(_with(run, 0, (one, two)))
+            row = await archive.find("template", "t-seed", run)
+            assert [ancestor["id"] for ancestor in row["ancestry"]] == ["t-seed", "t-other"]
 
     asyncio.run(main())
 

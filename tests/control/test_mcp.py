@@ -74,11 +74,14 @@ def test_the_tools_and_what_they_say_of_themselves() -> None:
         async with connected(url) as client:
             tools = {tool.name: tool for tool in (await client.list_tools()).tools}
         assert list(tools) == [
-            "list_runs", "status", "list_templates", "explain_rollout", "review_queue", "judge_report", "search_rollouts",
+            "list_runs", "status", "explain_rollout", "review_queue", "judge_report", "task_report",
+            "search_rollouts",
+            "list_templates", "template_tree", "diff_templates", "export_templates",
             "pause", "resume", "stop", "label_rollout",
+            "pin_template", "unpin_template", "retire_template", "import_templates",
         ]  # fmt: skip
         reads = {name for name, tool in tools.items() if tool.annotations and tool.annotations.read_only_hint}
-        assert reads == set(tools) - {"pause", "resume", "stop", "label_rollout"}
+        assert reads == set(list(tools)[:11])
         assert all(tool.input_schema["additionalProperties"] is False for tool in tools.values())
         assert all(tool.description for tool in tools.values())
 
@@ -114,6 +117,35 @@ def test_templates_and_rollouts_are_found() -> None:
         results = (await called(url, "search_rollouts", query="Answer")).structured_content["results"]
         assert [one["rollout"] for one in results] == ["r-0-0"]
         assert [one["run"] for one in (await called(url, "list_runs")).structured_content["runs"]] == [RUN]
+
+    served(visit)
+
+
+def test_who_came_from_whom_and_what_changed_is_told() -> None:
+    async def visit(url: str, _: Archive) -> None:
+        tree = (await called(url, "template_tree")).structured_content
+        assert [edge["child"] for edge in tree["edges"]] == ["t-child"] and "course" not in tree["nodes"][0]
+        found = (await called(url, "diff_templates", a="t-seed", b="t-c")).structured_content
+        assert found["settings"] == [{"name": "clarity", "from": "plain", "to": "terse"}]
+        assert "did you mean" in (await called(url, "diff_templates", a="t-seed", b="t-chidl")).content[0].text
+
+    served(visit)
+
+
+def test_changes_of_templates_are_kept_and_one_that_can_not_be_is_not() -> None:
+    async def visit(url: str, archive: Archive) -> None:
+        assert not (await called(url, "pin_template", template="t-ch", why="best")).is_error
+        assert not (await called(url, "unpin_template", template="t-child")).is_error
+        prompts = (await called(url, "export_templates", best=1)).structured_content["prompts"]
+        prompts["templates"][0]["text"] += " Now."
+        found = (await called(url, "import_templates", prompts=prompts)).structured_content
+        assert len(found["templates"]) == 1
+        assert (await called(url, "import_templates", prompts={"templates": []})).is_error
+        assert not (await called(url, "retire_template", template="t-seed")).is_error
+        assert (await called(url, "retire_template", template="t-seed")).is_error
+        waiting = (await called(url, "list_templates")).structured_content["waiting"]
+        said = [(one["change"], one["who"]) for one in waiting]
+        assert said == [(kind, "mcp") for kind in ("pin", "unpin", "import", "retire")]
 
     served(visit)
 

@@ -131,7 +131,7 @@ def teaching(groups: Sequence[ScoredGroup]) -> int:
 @LAGS
 def test_groups_that_teach_nothing_are_made_up_for(lag: int) -> None:
     """With more tasks, each under as many templates; what the step would have sampled anyway is not touched."""
-    plain, refilled = (asyncio.run(explored(dull(refill, lag=lag)))[0] for refill in (0, 6))
+    plain, refilled = (asyncio.run(explored(dull(refill, lag=lag)))[0] for refill in (0, 9))
     assert teaching(plain) < 12 <= teaching(refilled)
     assert {scored.group.id for scored in plain} < {scored.group.id for scored in refilled}
     more = Counter(scored.group.prompt.task.id for scored in refilled)

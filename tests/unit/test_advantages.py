@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_ray.advantages import centred, group_relative, leave_one_out, template_relative, with_advantages
+from grpo_ray.advantages import centred, group_relative, leave_one_out, with_advantages
 from grpo_ray.blending import blend, counted
 from grpo_ray.recipe import Named, Recipe, RewardSpec
 from grpo_ray.types import Group, Prompt, Reward, RewardPart, Rollout, Sampling, ScoredGroup, ScoredRollout, Task
@@ -207,61 +207,3 @@ def test_caps_and_gates_come_before_the_comparison() -> None:
     assert advantages([[(1.0, 0.9), (1.0, 0.5), (0.0, 0.9)]], recipe)[0] == pytest.approx((1 / 6, 1 / 6, -1 / 3))
     assert advantages([[(1.0, 0.9), (1.0, 0.1), (None, 0.9)]], recipe)[0] == pytest.approx((0.2, -0.2, 0.0))
     assert advantages([[(None, 0.4), (None, 0.2)]], recipe)[0] == pytest.approx((0.1, -0.1))
-
-
-# ── between templates ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_where_every_template_meets_every_task_differences_are_per_task() -> None:
-    table = {"a": (0.5, 0.9), "b": (0.1, 0.5), "c": (0.3, 0.1)}
-    found = template_relative([scored(t, f"t{i}", [v]) for t, values in table.items() for i, v in enumerate(values)])
-    assert found["a"] == pytest.approx([0.5 - 0.2, 0.9 - 0.3])
-    assert found["c"] == pytest.approx([0.3 - 0.3, 0.1 - 0.7])
-
-
-effects = st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 1), min_size=2)
-
-
-@given(effects, st.lists(st.floats(-1, 1), min_size=1, max_size=6), st.randoms(use_true_random=False))
-def test_a_tasks_difficulty_cancels_even_when_groups_are_missing(
-    good: dict[str, float], tasks: list[float], chance: random.Random
-) -> None:
-    """With rewards that are template + task exactly, every number is the template's lead over the others."""
-    full = [(t, i) for t in sorted(good) for i in range(len(tasks))]
-    anchor = {(t, 0) for t in good}  # one task that all met keeps them connected
-    cells = [cell for cell in full if cell in anchor or chance.random() < 0.6]
-    found = template_relative([scored(t, f"t{i}", [good[t] + tasks[i]]) for t, i in cells])
-    for template, values in found.items():
-        lead = good[template] - fmean(value for other, value in good.items() if other != template)
-        assert all(abs(value - lead) < 1e-6 for value in values)
-
-
-@given(
-    st.lists(
-        st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.floats(0, 1)), max_size=12, unique_by=lambda c: c[:2]
-    )
-)
-def test_the_order_of_groups_does_not_matter(cells: list[tuple[str, int, float]]) -> None:
-    groups = [scored(t, f"t{i}", [v]) for t, i, v in cells]
-    assert template_relative(groups) == template_relative(groups[::-1])
-
-
-def test_fewer_than_two_templates_on_a_task_are_no_evidence() -> None:
-    lone = [scored("a", "t1", [1, 1]), scored("b", "t2", [0, 0]), scored("b", "t1", [None, None])]
-    assert template_relative(lone) == {}
-    assert template_relative([]) == {}
-
-
-def test_templates_are_compared_within_a_task_type_only() -> None:
-    words = [scored("w", "t1", [1], "words"), scored("any", "t1", [0], "words")]
-    sums = [scored("s", "t2", [0], "sums"), scored("any", "t2", [1], "sums")]
-    found = template_relative([*words, *sums])
-    assert found == {"w": [1.0], "any": [1.0, -1.0], "s": [-1.0]}
-
-
-def test_sets_of_templates_without_a_common_task_are_not_compared() -> None:
-    left = [scored("a", "t1", [1]), scored("b", "t1", [0])]
-    right = [scored("c", "t2", [0.2]), scored("d", "t2", [0.1])]
-    found = template_relative([*left, *right])
-    assert (found["a"], found["b"]) == ([1.0], [-1.0])
-    assert found["c"] == pytest.approx([0.1])

@@ -157,13 +157,23 @@ def test_every_problem_of_a_prompt_library_is_told_at_once(tmp_path: Path) -> No
     assert "$.templates[1].id: 'a' is the id of $.templates[0] already" in found.stderr
 
 
-def test_a_template_that_can_not_be_rendered_is_told_before_anything_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("placeholder", "where"),
+    [
+        ("{{ question.no_such }}", "$.templates[{place}].text: can't be rendered"),
+        ("{{ metadata.no_such }}", "template {id!r} can't be rendered"),
+    ],
+)
+def test_a_template_that_can_not_be_rendered_is_told_before_anything_starts(
+    tmp_path: Path, placeholder: str, where: str
+) -> None:
     library = json.loads((ROOT / "prompts.json").read_text())
-    (odd := next(one for one in library["templates"] if one["task_type"] == "any"))["text"] += "{{ question.no_such }}"
+    place, odd = next((i, one) for i, one in enumerate(library["templates"]) if one["task_type"] == "any")
+    odd["text"] += placeholder
     (tmp_path / "mine.json").write_text(json.dumps(library))
     found = call("run", "-c", config(tmp_path, prompts="mine.json"), "--dry-run")
     assert found.exit_code == 2
-    assert f"template {odd['id']!r} can't be rendered" in found.stderr
+    assert where.format(place=place, id=odd["id"]) in found.stderr
     assert "no_such" in found.stderr
 
 

@@ -73,7 +73,8 @@ def test_rewards_come_in_the_steps_order() -> None:
 
 def test_the_best_templates_come_first() -> None:
     members = tuple(
-        Member(Template(name, "{{ question }}"), total, 8.0) for name, total in (("b", 1), ("c", 4), ("a", 1))
+        Member(Template(name, "{{ question }}"), fitness, trials=8.0)
+        for name, fitness in (("b", 0.1), ("c", 0.4), ("a", 0.1))
     )
     best = best_templates(Population(members), limit=2)
     assert [row["id"] for row in best] == ["c", "a"]

@@ -55,7 +55,7 @@ def recipe(**changes: Any) -> Recipe:
         plan=PlanSpec(tasks=4, templates=3, wave=3),
         generator=Named(name="canned"),
         trainer=Named(name="canned"),
-        evolution=EvolutionSpec(size=6, children=2, min_trials=3, mutations=(Weighted(name="random_edit"),)),
+        evolution=EvolutionSpec(size=6, children=2, mutations=(Weighted(name="random_edit"),)),
         gate=GateSpec(tasks=4),
     )
     return replace(little, **changes)
