@@ -1,6 +1,8 @@
-"""Rewards made relative inside a group, for the weights. Templates are compared by `evolution/surrogate.py`."""
+"""Rewards made relative to others on the same task, for the weights. Templates are compared by `evolution/surrogate.py`."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from math import fsum
 from statistics import fmean, stdev
 
@@ -16,13 +18,38 @@ def with_advantages(groups: Sequence[ScoredGroup], recipe: Recipe) -> list[Lesso
     """One lesson a group of a step, in the groups' order; where nothing can be compared, every advantage is 0."""
     if recipe.aggregation == "normalize_then_sum":
         return _decoupled(groups, recipe)
-    relative = KINDS[recipe.advantages]
-    return [Lesson(group, relative([one.reward.value for one in group.rollouts])) for group in groups]
+    values = [[one.reward.value for one in group.rollouts] for group in groups]
+    return [Lesson(*pair) for pair in zip(groups, _compared(values, groups, recipe), strict=True)]
+
+
+def rivals(groups: Sequence[ScoredGroup], recipe: Recipe) -> list[list[int]]:
+    """The places of the groups whose rollouts are compared together, by the recipe's `baseline`.
+
+    Each group alone, or all groups of a task: a task's groups are those of several templates, and give one mean and one
+    deviation for all of them, where each group keeps its own prompt (as in Fast-Slow Training, arXiv 2605.12484).
+    """
+    if recipe.baseline == "group":
+        return [[place] for place in range(len(groups))]
+    found: dict[str, list[int]] = defaultdict(list)
+    for place, scored in enumerate(groups):
+        found[scored.group.prompt.task.id].append(place)
+    return list(found.values())
+
+
+def _compared(
+    values: Sequence[Sequence[float | None]], groups: Sequence[ScoredGroup], recipe: Recipe
+) -> list[tuple[float, ...]]:
+    """The values of each group's rollouts compared with their rivals'."""
+    found: dict[int, tuple[float, ...]] = {}
+    for places in rivals(groups, recipe):
+        relative = iter(KINDS[recipe.advantages]([value for place in places for value in values[place]]))
+        found |= {place: tuple(islice(relative, len(values[place]))) for place in places}
+    return [found[place] for place in range(len(groups))]
 
 
 def _decoupled(groups: Sequence[ScoredGroup], recipe: Recipe) -> list[Lesson]:
-    """GDPO (arXiv 2601.05242): each part compared inside the group, summed by weight, scaled over the step."""
-    sums = [part_sums(group, part_advantages(group, recipe)) for group in groups]
+    """GDPO (arXiv 2601.05242): each part compared by itself, summed by weight, scaled over the step."""
+    sums = [part_sums(*pair) for pair in zip(groups, part_advantages(groups, recipe), strict=True)]
     scale = step_scale([value for of in sums for value in of], recipe)
     return [
         Lesson(group, tuple(0.0 if value is None else value / scale for value in of))
@@ -30,11 +57,14 @@ def _decoupled(groups: Sequence[ScoredGroup], recipe: Recipe) -> list[Lesson]:
     ]
 
 
-def part_advantages(group: ScoredGroup, recipe: Recipe) -> list[tuple[float, ...]]:
-    """For each rollout, each of its parts compared by itself with the group's, by the recipe's `advantages`."""
-    rows = counted([one.reward.parts for one in group.rollouts], recipe.rewards)
-    columns = [KINDS[recipe.advantages](column) for column in zip(*rows, strict=True)]
-    return list(zip(*columns, strict=True))
+def part_advantages(groups: Sequence[ScoredGroup], recipe: Recipe) -> list[list[tuple[float, ...]]]:
+    """For each rollout of each group, each of its parts compared by itself with its rivals', by the recipe's `advantages`."""
+    tables = [counted([one.reward.parts for one in group.rollouts], recipe.rewards) for group in groups]
+    columns = [
+        _compared([[row[part] for row in rows] for rows in tables], groups, recipe)
+        for part in range(len(recipe.rewards))
+    ]
+    return [list(zip(*parts, strict=True)) for parts in zip(*columns, strict=True)]
 
 
 def part_sums(group: ScoredGroup, compared: Sequence[Sequence[float]]) -> list[float | None]:

@@ -43,6 +43,7 @@ BOUNDS: Mapping[str, Bound] = {
     "evolution.discount": _SHARE,
     "evolution.heat": _at_least(0),
     "trainers": _at_least(1),
+    "train_every": _at_least(1),
     "gate.tasks": _at_least(0),
     "gate.z": _at_least(0),
     "trust.audit": _PART,

@@ -8,7 +8,7 @@ from math import isclose
 from statistics import fmean, stdev
 from typing import Any
 
-from grpo_ray.advantages import EPSILON, part_advantages, part_sums, step_scale, with_advantages
+from grpo_ray.advantages import EPSILON, part_advantages, part_sums, rivals, step_scale, with_advantages
 from grpo_ray.blending import blend, capped, counted, is_shut
 from grpo_ray.errors import ConfigError, MissingError
 from grpo_ray.recipe import Recipe, RewardSpec
@@ -44,6 +44,7 @@ class Explanation:
     template: str
     aggregation: str
     advantages: str
+    baseline: str
     evaluations: tuple[Evaluation, ...]
     audits: tuple[Evaluation, ...]
     """Judged again, or on a dimension that is not trusted: counting nothing."""
@@ -80,6 +81,7 @@ def explain(lessons: Sequence[Lesson], rollout_id: str, recipe: Recipe) -> Expla
         template=group.group.prompt.template_id,
         aggregation=recipe.aggregation,
         advantages=recipe.advantages,
+        baseline=recipe.baseline,
         evaluations=tuple(e for e in one.evaluations if not e.audit),
         audits=tuple(e for e in one.evaluations if e.audit),
         parts=parts,
@@ -87,7 +89,7 @@ def explain(lessons: Sequence[Lesson], rollout_id: str, recipe: Recipe) -> Expla
         mean=fmean(known) if known else None,
         deviation=stdev(known) if len(known) > 1 else None,
         advantage=lesson.advantages[place],
-        lines=(_blended(parts), *_compared(lessons, group, place, recipe)),
+        lines=(_blended(parts), *_compared(lessons, which, place, recipe)),
         disagreements=tuple(_disagreements(lessons, which, place, parts, recipe)),
     )
 
@@ -160,54 +162,70 @@ def _blended(parts: Sequence[PartWorking]) -> str:
     return f"reward = ({terms}) / {_digits(sum(weight for _, weight in present))} = {_digits(value)}"
 
 
-def _compared(lessons: Sequence[Lesson], group: ScoredGroup, place: int, recipe: Recipe) -> list[str]:
+def _compared(lessons: Sequence[Lesson], which: int, place: int, recipe: Recipe) -> list[str]:
     """From rewards, or from parts, to the advantage."""
+    groups = [lesson.group for lesson in lessons]
+    mates = next(places for places in rivals(groups, recipe) if which in places)
+    at = place + sum(len(groups[mate].rollouts) for mate in mates[: mates.index(which)])
     if recipe.aggregation == "sum_then_normalize":
-        values = [one.reward.value for one in group.rollouts]
-        (lesson,) = with_advantages([group], recipe)
-        return [f"advantage = {_relative(values, place, lesson.advantages[place], recipe.advantages)}"]
-    rows = counted([one.reward.parts for one in group.rollouts], recipe.rewards)
-    compared = part_advantages(group, recipe)
+        values = [one.reward.value for mate in mates for one in groups[mate].rollouts]
+        advantage = with_advantages(groups, recipe)[which].advantages[place]
+        return [f"advantage = {_relative(values, at, advantage, recipe)}"]
+    rows = [
+        row for mate in mates for row in counted([one.reward.parts for one in groups[mate].rollouts], recipe.rewards)
+    ]
+    compared = part_advantages(groups, recipe)
     lines = [
-        f"{label}: {_relative([row[i] for row in rows], place, compared[place][i], recipe.advantages)}"
+        f"{label}: {_relative([row[i] for row in rows], at, compared[which][place][i], recipe)}"
         for i, label in enumerate(_labels(recipe.rewards))
     ]
-    return [*lines, *_summed(lessons, group, place, recipe)]
+    return [*lines, *_summed(groups, compared, which, place, recipe)]
 
 
-def _summed(lessons: Sequence[Lesson], group: ScoredGroup, place: int, recipe: Recipe) -> list[str]:
-    compared = part_advantages(group, recipe)
-    total = part_sums(group, compared)[place]
+def _summed(
+    groups: Sequence[ScoredGroup],
+    compared: Sequence[Sequence[tuple[float, ...]]],
+    which: int,
+    place: int,
+    recipe: Recipe,
+) -> list[str]:
+    """From compared parts to the advantage; `compared` are those of the whole step."""
+    sums = [part_sums(*pair) for pair in zip(groups, compared, strict=True)]
+    total = sums[which][place]
     if total is None:
         return ["advantage = 0, for the reward is missing"]
-    weights = [part.weight for part in group.rollouts[place].reward.parts]
-    terms = " + ".join(f"{_digits(w)}·{_digits(value)}" for w, value in zip(weights, compared[place], strict=True))
+    weights = [part.weight for part in groups[which].rollouts[place].reward.parts]
+    parts = zip(weights, compared[which][place], strict=True)
+    terms = " + ".join(f"{_digits(weight)}·{_digits(value)}" for weight, value in parts)
     line = f"sum = ({terms}) / {_digits(sum(weights))} = {_digits(total)}"
     if recipe.advantages != "standardized":
         return [line, f"advantage = sum = {_digits(total)}"]
-    sums = [value for one in lessons for value in part_sums(one.group, part_advantages(one.group, recipe))]
-    scale, count = step_scale(sums, recipe), sum(value is not None for value in sums)
+    every = [value for of in sums for value in of]
+    scale, count = step_scale(every, recipe), sum(value is not None for value in every)
     scaled = f"{_digits(total)} / ({_digits(scale - EPSILON)} + {EPSILON}) = {_digits(total / scale)}"
     return [line, f"advantage = sum / (std of the step's {count} sums + {EPSILON}) = {scaled}"]
 
 
-def _relative(values: Sequence[float | None], place: int, advantage: float, kind: str) -> str:
-    """One value compared with the group's, as a sum."""
+def _relative(values: Sequence[float | None], place: int, advantage: float, recipe: Recipe) -> str:
+    """One value compared with its rivals', as a sum."""
+    kind, whose = recipe.advantages, " of the task" if recipe.baseline == "task" else ""
     value, known = values[place], [other for other in values if other is not None]
     if value is None:
         return "0, for it is missing"
     if len(known) < 2:
         return "0, for there is nothing to compare it with"
     if min(known) == max(known):
-        return f"0, for all {len(known)} are {_digits(value)}"
+        return f"0, for all {len(known)}{whose} are {_digits(value)}"
     if kind == "leave_one_out":
         others = fmean(other for i, other in enumerate(values) if other is not None and i != place)
-        return f"{_digits(value)} − {_digits(others)} (mean of the {len(known) - 1} others) = {_digits(advantage)}"
-    centred, mean = f"{_digits(value)} − {_digits(fmean(known))}", f"(mean of {len(known)})"
+        return (
+            f"{_digits(value)} − {_digits(others)} (mean of the {len(known) - 1} others{whose}) = {_digits(advantage)}"
+        )
+    centred, mean = f"{_digits(value)} − {_digits(fmean(known))}", f"(mean of {len(known)}{whose})"
     if kind == "centred":
         return f"{centred} {mean} = {_digits(advantage)}"
     spread = f"{_digits(stdev(known))} + {EPSILON}"
-    return f"({centred}) / ({spread}) = {_digits(advantage)} (mean and std of {len(known)})"
+    return f"({centred}) / ({spread}) = {_digits(advantage)} (mean and std of {len(known)}{whose})"
 
 
 def _labels(specs: Sequence[RewardSpec]) -> list[str]:

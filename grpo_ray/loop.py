@@ -15,6 +15,7 @@ from grpo_ray.population import evolve, plan_refill, plan_waves
 from grpo_ray.protocols import Control, Crew
 from grpo_ray.recipe import Recipe, RunState
 from grpo_ray.scoring import score
+from grpo_ray.trials import Trial
 from grpo_ray.trust.alarms import ALARM, STEPS, Review, asks_models, held_back, reviewed
 from grpo_ray.types import Adapter, Group, Lesson, LostGroup, Policy, Population, ScoredGroup, Wave
 
@@ -31,7 +32,8 @@ async def run(state: RunState, crew: Crew, control: Control) -> RunState:
         while state.step < state.recipe.steps and await control.proceed(state):
             last = min(state.step + state.recipe.lag, state.recipe.steps - 1)
             for step in range(state.step + len(ahead), last + 1):
-                ahead.append(asyncio.create_task(explore(step, state.policy(step), state.recipe, crew, turn)))
+                seen = await trials_before(step, state.recipe, crew)
+                ahead.append(asyncio.create_task(explore(step, state.policy(step), state.recipe, seen, crew, turn)))
             groups = await ahead.popleft()
             state = await control.approve(await improve(state, groups, crew))
             state = await settle(state, crew.store, crew.tasks)
@@ -41,12 +43,20 @@ async def run(state: RunState, crew: Crew, control: Control) -> RunState:
     return state
 
 
-async def explore(step: int, policy: Policy, recipe: Recipe, crew: Crew, turn: asyncio.Lock) -> list[ScoredGroup]:
+async def trials_before(step: int, recipe: Recipe, crew: Crew) -> list[Trial]:
+    """What a curriculum may go by: steps that are whole whenever `step` is planned, be it early or once more."""
+    last = step - recipe.lag - 1
+    return await crew.store.trials(0, last) if recipe.plan.curriculum and last >= 0 else []
+
+
+async def explore(
+    step: int, policy: Policy, recipe: Recipe, seen: list[Trial], crew: Crew, turn: asyncio.Lock
+) -> list[ScoredGroup]:
     """A step's groups, by id; where some teach nothing and the plan allows it, others are sampled in their place."""
-    rounds = [plan_waves(step, policy, crew.tasks.train, recipe)]
+    rounds = [plan_waves(step, policy, crew.tasks.train, recipe, seen)]
     found = await survey(rounds[0], step, policy, recipe, crew, turn)
     while len(rounds) <= recipe.plan.refill:
-        rounds.append(plan_refill(step, policy, rounds, found, crew.tasks.train, recipe))
+        rounds.append(plan_refill(step, policy, rounds, found, crew.tasks.train, recipe, seen))
         found += await survey(rounds[-1], step, policy, recipe, crew, turn)
     return sorted(found, key=lambda scored: scored.group.id)
 
@@ -127,9 +137,12 @@ async def select(state: RunState, groups: list[ScoredGroup], judged: "asyncio.Ta
 
 
 async def train(state: RunState, lessons: list[Lesson], crew: Crew) -> Adapter | None:
-    """One update from the lessons that teach something; the bytes are safe before anything names them."""
+    """One update from the lessons that teach something; the bytes are safe before anything names them.
+
+    None in steps that `train_every` leaves out.
+    """
     useful = [lesson for lesson in lessons if any(lesson.advantages)]
-    if crew.trainers is None or not useful:
+    if crew.trainers is None or not useful or (state.step + 1) % state.recipe.train_every:
         return state.adapter
     update = await crew.trainers.update(state.adapter, useful, state.recipe.seed + state.step)
     if update.skipped:

@@ -12,6 +12,7 @@ from math import ceil
 
 from grpo_ray.advantages import with_advantages
 from grpo_ray.canonical import rng, short
+from grpo_ray.curriculum import prefer, weights
 from grpo_ray.errors import ConfigError
 from grpo_ray.evolution.births import bear, fits, kinds_met, unrenderable
 from grpo_ray.evolution.culling import culled
@@ -19,6 +20,7 @@ from grpo_ray.evolution.knowledge import Knowledge, informed
 from grpo_ray.prompting import render, uses_metadata
 from grpo_ray.protocols import Oracle
 from grpo_ray.recipe import Recipe
+from grpo_ray.trials import Trial
 from grpo_ray.types import ANY, Member, Policy, Population, Prompt, Sampling, ScoredGroup, Task, Template, Wave
 
 
@@ -43,12 +45,18 @@ def unfit(templates: Sequence[Template], tasks: Sequence[Task]) -> list[str]:
 # ── what a step explores ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def plan_waves(step: int, policy: Policy, tasks: Sequence[Task], recipe: Recipe) -> list[Wave]:
+def plan_waves(
+    step: int, policy: Policy, tasks: Sequence[Task], recipe: Recipe, trials: Sequence[Trial] = ()
+) -> list[Wave]:
     """The step's prompts: each of its tasks under several templates, cut into waves of fixed content.
 
+    With a curriculum the tasks are drawn by what `trials` show of them; without, each comes once an epoch.
     Raises ConfigError when a task has no template that fits it.
     """
-    chosen = next(islice(_draws(tasks, recipe.plan.tasks, recipe.seed), step, None))
+    if recipe.plan.curriculum:
+        chosen = _preferred(tasks, recipe.plan.tasks, rng(recipe.seed, "curriculum", step), tasks, recipe, trials)
+    else:
+        chosen = next(islice(_draws(tasks, recipe.plan.tasks, recipe.seed), step, None))
     stream = rng(recipe.seed, "prompts", step)
     return _waves(chosen, step, policy, recipe, stream)
 
@@ -60,6 +68,7 @@ def plan_refill(
     found: Sequence[ScoredGroup],
     tasks: Sequence[Task],
     recipe: Recipe,
+    trials: Sequence[Trial] = (),
 ) -> list[Wave]:
     """Further tasks for a step, in place of those groups of its first round that taught nothing. None missing: no waves.
 
@@ -71,7 +80,22 @@ def plan_refill(
     teaching = sum(any(lesson.advantages) for lesson in with_advantages(found, recipe))
     stream = rng(recipe.seed, "refill", step, len(rounds))
     fresh = [task for task in _permuted(tasks, stream) if not any(task.id in some for some in met)]
-    return _waves(fresh[: ceil(max(0, wanted - teaching) / recipe.plan.templates)], step, policy, recipe, stream)
+    count = ceil(max(0, wanted - teaching) / recipe.plan.templates)
+    if recipe.plan.curriculum:
+        fresh = _preferred(fresh, count, stream, tasks, recipe, trials)
+    return _waves(fresh[:count], step, policy, recipe, stream)
+
+
+def _preferred(
+    some: Sequence[Task],
+    count: int,
+    stream: random.Random,
+    tasks: Sequence[Task],
+    recipe: Recipe,
+    trials: Sequence[Trial],
+) -> list[Task]:
+    """`count` of some tasks: rather those whose groups should come out mixed; what is known of a type is of all its `tasks`."""
+    return prefer(some, weights(trials, tasks, recipe.sampling.group_size), count, stream)
 
 
 def _waves(tasks: Sequence[Task], step: int, policy: Policy, recipe: Recipe, stream: random.Random) -> list[Wave]:

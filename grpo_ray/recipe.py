@@ -82,6 +82,8 @@ class PlanSpec:
     """waves: sampled one by one, the same bytes however fast; continuous: what waits is sampled together, for speed."""
     refill: int = 0
     """How often a step may sample further tasks in place of groups that teach nothing: lost, or rewarded all alike."""
+    curriculum: bool = False
+    """Rather tasks that are sometimes solved than such as always are, or never, by what steps before have shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,11 +190,15 @@ class Recipe:
     """Whether `advantages` compares blended rewards (GRPO), or each part by itself before the sum (GDPO)."""
     advantages: Literal["standardized", "centred", "leave_one_out"] = "standardized"
     """A reward less its group's mean, over the deviation (GRPO) or not (Dr. GRPO), or less the others' mean (RLOO)."""
+    baseline: Literal["group", "task"] = "group"
+    """What a rollout is compared with: its group, or all rollouts of its task in the step, under whatever template."""
     evolution: EvolutionSpec = EvolutionSpec()
     trainer: Named | None = Named(name="mlx_lora")
     """None: the weights stay."""
     trainers: int = 1
     """How many trainers share an update's groups. More add up in another order, so the last bits differ."""
+    train_every: int = 1
+    """n: only every n-th step updates the adapter, with that step's groups; prompts evolve in each (fast prompts, slow weights)."""
     gate: GateSpec = GateSpec()
     oracle: OracleSpec = OracleSpec()
     oracles: Mapping[str, OracleSpec] = field(default_factory=dict)

@@ -107,7 +107,8 @@ def _inside(value: Any, keys: Sequence[str | int]) -> str:
     """The keys as far as the value has them: pydantic adds names of its own where a type has alternatives."""
     path = ""
     for key in keys:
-        if not ((isinstance(value, dict) and key in value) or (isinstance(value, list) and isinstance(key, int))):
+        listed = isinstance(value, list) and isinstance(key, int) and key < len(value)
+        if not ((isinstance(value, dict) and key in value) or listed):
             return path
         path, value = f"{path}.{key}", value[key]  # pyright: ignore[reportCallIssue, reportArgumentType]
     return path

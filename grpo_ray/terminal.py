@@ -228,7 +228,10 @@ def explanation(row: Mapping[str, Any]) -> RenderableType:
     cells = [(_part(p), p["working"], p["raw"], p["counts"], p["why"], p["weight"]) for p in row["parts"]]
     parts.append(table("reward parts", ("part", "from", "value", "counts as", "because", "weight"), cells))
     spread = f"group: mean reward {number(row['mean'])}, standard deviation {number(row['deviation'])}"
-    parts += map(shown, (f"{row['aggregation']}, {row['advantages']}", spread, *row["lines"]))
+    parts += map(
+        shown,
+        (f"{row['aggregation']}, {row['advantages']}, compared within the {row['baseline']}", spread, *row["lines"]),
+    )
     parts.append(shown(f"stored: reward {number(row['reward'])}, advantage {number(row['advantage'])}"))
     parts += [Text(f"does not agree: {shown(line).plain}", "red") for line in row["disagreements"]]
     return Group(*parts)

@@ -96,7 +96,8 @@ def test_a_run_that_is_taken_up_again_comes_to_the_same(broken: int) -> None:
         states_of = {state.step: state for state in await store.states()}
         assert states_of[broken] == (await _states(whole))[broken]
         assert "t-late" not in ids(states_of[broken]) and "t-late" in ids(states_of[broken + 1])
-        assert ended.step == expected.step and "t-fresh" in ids(ended)
+        assert ended.step == expected.step
+        assert any("t-fresh" in ids(state) for state in states_of.values())
 
     asyncio.run(main())
 
