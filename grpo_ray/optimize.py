@@ -44,8 +44,8 @@ QUESTION = "{{ question }}"
 REMEMBERED = 6
 """Answers of a template that mutations may read."""
 EVOLUTION = EvolutionSpec(size=4, children=1, discount=0.99, mutations=(Weighted(name="rewrite"),))
-PLAN = PlanSpec(tasks=6, templates=2, wave=10_000)
-"""With an oracle: one child a generation, compared with one of the fittest on six tasks."""
+PLAN = PlanSpec(tasks=5, templates=2, wave=10_000)
+"""With an oracle: one child a generation, compared with one of the fittest on five tasks."""
 BLIND = replace(EVOLUTION, size=8, children=4, mutations=(Weighted(name="recombine"),))
 BLIND_PLAN = replace(PLAN, tasks=2, templates=4)
 """Without: many children, each seen little, for only the surrogate says where to go."""
@@ -216,7 +216,8 @@ async def _evolve(
             await evolve(population, search.groups, known, oracle.within(f"{step}/evolve"), step, search.recipe)
         )
         step += 1
-        settled = settled + 1 if chance_of_better(search.population, search.known(step)) < SURE else 0
+        if patience is not None:
+            settled = settled + 1 if chance_of_better(search.population, search.known(step)) < SURE else 0
     return step
 
 

@@ -39,7 +39,7 @@ class Part:
 
 def pieces(template: Template) -> tuple[str, ...]:
     """Every setting as "name=label", then every sentence of the system text and the text, each once."""
-    return (*settings_pieces(template), *dict.fromkeys((*sentences(template.system or ""), *sentences(template.text))))
+    return _pieces(template.settings, template.system or "", template.text)
 
 
 def settings_pieces(template: Template) -> tuple[str, ...]:
@@ -53,8 +53,7 @@ def sentences(text: str) -> list[str]:
 
 def loose(template: Template) -> tuple[str, ...]:
     """The sentences of the system text and the text that can be taken out, each once."""
-    parts = (*cut(template.system or ""), *cut(template.text))
-    return tuple(dict.fromkeys(part.text for part in parts if part.kind == "loose"))
+    return _loose(template.system or "", template.text)
 
 
 def jinja(text: str) -> list[str]:
@@ -114,6 +113,17 @@ def _without(text: str, sentence: str) -> str:
         gap = "" if outer else max(gaps, key=lambda some: (some.count("\n"), -len(some)))
         parts[start:end] = [Part(gap, "gap")] if gap else []
     return "".join(part.text for part in parts)
+
+
+@lru_cache(maxsize=8192)
+def _pieces(settings: tuple[tuple[str, str], ...], system: str, text: str) -> tuple[str, ...]:
+    chosen = (f"{name}={label}" for name, label in settings)
+    return (*chosen, *dict.fromkeys((*_sentences(system), *_sentences(text))))
+
+
+@lru_cache(maxsize=8192)
+def _loose(system: str, text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.text for part in (*cut(system), *cut(text)) if part.kind == "loose"))
 
 
 @lru_cache(maxsize=8192)

@@ -4,13 +4,12 @@ import asyncio
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from grpo_ray.canonical import rng
 from grpo_ray.errors import ConfigError, OracleError
-from grpo_ray.evolution.hopes import hopes
 from grpo_ray.evolution.knowledge import Knowledge
 from grpo_ray.evolution.surrogate import Draw
 from grpo_ray.prompting import MAX_CHARACTERS, content_hash, render, root
@@ -114,12 +113,18 @@ def _parents(
     second = sorted((m for m in able if m is not first), key=lambda member: -worth[member.template.id])[:1]
     kin = [m for m in able if root(m.template.id) == root(first.template.id) and m not in (first, *second)]
     sentences = known.sentences.get(root(first.template.id), frozenset())
-    hoped = hopes(first.template, draw, sentences) if draw else ()
+    hoped = _hopes(first.template, draw, sentences) if draw else ()
     everyone = [_parent(member, population, shown) for member in (first, *second, *kin)]
     living = {member.template.id for member in able}
     past = tuple((id, "") for id in known.archive.get(root(first.template.id), ()) if id not in living)
     begins = replace(everyone[0], rejected=(*past, *everyone[0].rejected))
     return tuple(replace(parent, hopes=hoped) for parent in (begins, *everyone[1:]))
+
+
+def _hopes(template: Template, draw: Draw, sentences: Collection[str]) -> tuple[tuple[str, float], ...]:
+    """(piece, what it adds) of every setting the template could have, and of the sentences; unknown ones are missing."""
+    settings = [f"{parameter.name}={choice.label}" for parameter in template.parameters for choice in parameter.choices]
+    return tuple((one, round(draw.weights[one], 6)) for one in (*settings, *sorted(sentences)) if one in draw.weights)
 
 
 def _parent(member: Member, population: Population, shown: Mapping[str, Shown]) -> Parent:

@@ -66,8 +66,13 @@ def gather(templates: Sequence[Template], trials: Sequence[Trial], step: int, re
         recipe.seed,
         {name: frozenset(some) for name, some in sentences.items()},
         {name: tuple(some) for name, some in archive.items()},
-        frozenset(content_hash(template) for template in templates),
+        frozenset(_hash(template) for template in templates),
     )
+
+
+def _hash(template: Template) -> str:
+    """The content hash; a child's name ends with it."""
+    return template.id.rpartition("~")[2] if "~" in template.id else content_hash(template)
 
 
 def informed(population: Population, known: Knowledge) -> Population:

@@ -1,7 +1,7 @@
 """What every trial so far says of any template: a Bayesian regression on the pieces that templates are made of.
 
 A trial's mean reward is taken to be the sum of its task's difficulty, of what each piece of the template adds (a setting,
-a sentence), of what each pair of settings adds, of what is the template's own, and of noise. All are random effects
+a sentence), of what is the template's own, and of noise. All are random effects
 (Gaussian, mean 0), so that a template without trials is known by its pieces, and one with many by itself. The variances,
 as shares of the noise's, are those of a small grid that make the trials likeliest (empirical Bayes). Old trials count
 less by `discount` a step.
@@ -22,14 +22,14 @@ from grpo_ray.types import Template
 
 Array = NDArray[np.float64]
 
-NODES = 400
+NODES = 300
 """Templates that are reckoned with: those with most evidence."""
-SIZING = 150
+SIZING = 120
 """Templates that the variances are found on."""
 FAINT = 0.01
 """Trials that count less than this are left out."""
-TASK, PIECE, PAIR, OWN = (0.1, 0.6), (0.01, 0.04), (0.0,), (0.005,)
-"""The grid: variances of a task's difficulty, a piece, a pair of settings, a template's own; the noise's is 1."""
+TASK, PIECE, OWN = (0.1, 0.6), (0.01, 0.04), (0.005,)
+"""The grid: variances of a task's difficulty, a piece, a template's own; the noise's is 1."""
 ANEW = (100.0,)
 """The tasks' where they are met anew each step: nothing is known of their level then."""
 ALONE = (0.02, 0.1, 0.5)
@@ -46,7 +46,6 @@ class Scales:
 
     task: float
     piece: float
-    pair: float
     own: float
     vote: float
 
@@ -57,44 +56,34 @@ class Draw:
 
     weights: Mapping[str, float]
     """Piece → what it adds, in the reward's unit. A piece no trial has met is not there."""
-    pairs: Array
-    """(S, S): what two settings add together, zero diagonal, symmetric."""
-    settings: Mapping[str, int]
-    """Setting → its row in `pairs`."""
     own: Mapping[str, float]
     """Template id → what is its own."""
 
     def value(self, template: Template) -> float:
         """What it takes the template's reward to be, less what is common to all."""
-        made_of = pieces(template)
-        return sum(self.weights.get(piece, 0.0) for piece in made_of) + self._together(made_of) + self._own(template)
-
-    def _together(self, made_of: Sequence[str]) -> float:
-        rows = [self.settings[piece] for piece in made_of if piece in self.settings]
-        return float(self.pairs[np.ix_(rows, rows)].sum()) / 2
-
-    def _own(self, template: Template) -> float:
-        return self.own.get(template.id, 0.0)
+        return sum(self.weights.get(piece, 0.0) for piece in pieces(template)) + self.own.get(template.id, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Surrogate:
-    """The trials, boiled down. `draws` and `moments` are all that others ask of it."""
+    """The trials, boiled down to N templates made of D pieces."""
 
     names: tuple[str, ...]
-    """The N templates with trials."""
+    """The N templates: those with most evidence."""
     columns: tuple[str, ...]
     """The D pieces."""
-    settings: int
-    """The first so many of the pieces are settings."""
     made_of: Array
     """(N, D): 1 where a template has a piece."""
     votes: Array
     """(D,): how far those who reasoned about answers wanted a piece, -1 … 1."""
-    system: Array
-    """(N, N): I + L K, L the trials' precision between templates, K the templates' prior covariance."""
+    precision: Array
+    """(N, N): L, how well the trials tell templates apart, in the noise's unit."""
     target: Array
     """(N,): what the trials say, in L's unit."""
+    solved: Array
+    """(N, N): (I + L K)⁻¹, where K is what templates are expected to have in common."""
+    root: Array
+    """(N, N): what times its transpose is L."""
     evidence: "Evidence"
     scales: Scales
     noise: float
@@ -104,110 +93,76 @@ class Surrogate:
 
     def draws(self, count: int, rng: np.random.Generator, heat: float = 1.0) -> list[Draw]:
         """`count` samples from the posterior; `heat` scales how far they are from its mean."""
-        return [self._draw(*parts) for parts in zip(*self._sampled(count, rng, heat), strict=True)]
-
-    def worths(self, templates: Sequence[Template], count: int, rng: np.random.Generator) -> Array:
-        """(count, templates): samples of what each may be worth, less what is common to all. Without trials, its own is open."""
-        weights, together, own = self._sampled(count, rng, 1.0)
-        made_of = _membership(templates, self.columns)
-        chosen, rows = made_of[:, : self.settings], {name: row for row, name in enumerate(self.names)}
-        found = weights @ made_of.T + _together(chosen, together) / 2
-        fresh = rng.normal(size=(count, len(templates))) * np.sqrt(self.scales.own)
-        for place, template in enumerate(templates):
-            found[:, place] += own[:, rows[template.id]] if template.id in rows else fresh[:, place]
-        return found * np.sqrt(self.noise)
-
-    def _sampled(self, count: int, rng: np.random.Generator, heat: float) -> tuple[Array, Array, Array]:
-        """Matheron's rule: prior samples of pieces (C, D), pairs (C, S, S) and owns (C, N), corrected by what was seen.
-
-        `heat` scales how far they are from the mean.
-        """
-        pairs, chosen, scales = self.settings, self.made_of[:, : self.settings], self.scales
-        trust = rng.normal(size=(count, 1)) * np.sqrt(scales.vote)
-        weights = rng.normal(size=(count, len(self.columns))) * np.sqrt(scales.piece)
-        weights = heat * (weights + trust * self.votes) + prejudice(scales) * self.votes
-        together = heat * np.triu(rng.normal(size=(count, pairs, pairs)), 1) * np.sqrt(scales.pair)
-        together = together + together.transpose(0, 2, 1)
-        own = heat * rng.normal(size=(count, len(self.names))) * np.sqrt(scales.own)
-        prior = weights @ self.made_of.T + own + _together(chosen, together) / 2
-        imagined = heat * self.evidence.imagined(count, rng)
-        missed = self.target[:, None] + imagined - self.evidence.precision @ prior.T
-        return self._corrected(weights, together, own, np.linalg.solve(self.system, missed).T)
-
-    def _corrected(self, weights: Array, together: Array, own: Array, pull: Array) -> tuple[Array, Array, Array]:
-        """Samples drawn towards the trials; `pull` (C, N)."""
-        chosen = self.made_of[:, : self.settings]
-        by_piece = pull @ self.made_of
-        voted = (by_piece @ self.votes)[:, None] * self.votes
-        weights = weights + self.scales.piece * by_piece + self.scales.vote * voted
-        seen = (chosen.T[None] * pull[:, None]) @ chosen  # (C, S, S)
-        together = together + self.scales.pair * seen * (1 - np.eye(self.settings))
-        return weights, together, own + self.scales.own * pull
+        unit = float(np.sqrt(self.noise))
+        found = zip(*(part * unit for part in self._sampled(count, rng, heat)), strict=True)
+        return [
+            Draw(
+                dict(zip(self.columns, weights.tolist(), strict=True)), dict(zip(self.names, own.tolist(), strict=True))
+            )
+            for weights, own in found
+        ]
 
     def expected(self) -> Draw:
         """The posterior mean of every effect."""
         return self.draws(1, np.random.default_rng(0), heat=0.0)[0]
 
-    def _draw(self, weights: Array, together: Array, own: Array) -> Draw:
-        unit = float(np.sqrt(self.noise))
-        rows = {piece: row for row, piece in enumerate(self.columns[: self.settings])}
-        by_piece = {piece: float(weight) * unit for piece, weight in zip(self.columns, weights, strict=True)}
-        by_name = {name: float(value) * unit for name, value in zip(self.names, own, strict=True)}
-        return Draw(by_piece, together * unit, rows, by_name)
+    def worths(self, templates: Sequence[Template], count: int, rng: np.random.Generator) -> Array:
+        """(count, templates): samples of what each may be worth, less what is common to all. Without trials, its own is open."""
+        weights, own = self._sampled(count, rng, 1.0)
+        rows = {name: row for row, name in enumerate(self.names)}
+        found = weights @ _membership(templates, self.columns).T
+        fresh = rng.normal(size=(count, len(templates))) * np.sqrt(self.scales.own)
+        for place, template in enumerate(templates):
+            found[:, place] += own[:, rows[template.id]] if template.id in rows else fresh[:, place]
+        return found * np.sqrt(self.noise)
+
+    def _sampled(self, count: int, rng: np.random.Generator, heat: float) -> tuple[Array, Array]:
+        """(C, D) pieces and (C, N) owns by Matheron's rule: a prior sample, corrected by what was seen."""
+        scales = self.scales
+        trust = heat * rng.normal(size=(count, 1)) * np.sqrt(scales.vote) + prejudice(scales)
+        weights = heat * rng.normal(size=(count, len(self.columns))) * np.sqrt(scales.piece) + trust * self.votes
+        own = heat * rng.normal(size=(count, len(self.names))) * np.sqrt(scales.own)
+        noise = heat * rng.normal(size=(count, len(self.names))) @ self.root.T
+        expected = (weights @ self.made_of.T + own) @ self.precision
+        pull = (self.target + noise - expected) @ self.solved.T
+        by_piece = pull @ self.made_of
+        voted = (by_piece @ self.votes)[:, None] * self.votes
+        return weights + scales.piece * by_piece + scales.vote * voted, own + scales.own * pull
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """Trials as equations between templates, their tasks' difficulties integrated out. T trials, N templates, U tasks."""
 
-    template: NDArray[np.intp]
-    """(T,)"""
-    task: NDArray[np.intp]
-    """(T,)"""
-    weight: Array
-    """(T,): rollouts, faded by age."""
-    value: Array
-    """(T,): reward less the mean of all."""
-    spread: float
-    """Variance of a task's difficulty, as a share of the noise's."""
-    precision: Array
-    """(N, N)"""
+    met: Array
+    """(N, U): weight of each template's trials on each task: rollouts, faded by age."""
+    told: Array
+    """(N, U): the sum of rewards times weights, each reward less the mean of all."""
+    squares: float
+    """The sum of squared rewards times weights."""
+    count: int
+    """T"""
 
-    def pulled(self, value: Array) -> Array:
-        """(T, …) values of trials → (N, …): how far they pull each template, each task's own level taken out."""
-        weighted = value * self.weight.reshape(-1, *[1] * (value.ndim - 1))
-        tasks = np.zeros((self.task.max(initial=-1) + 1, *value.shape[1:]))
-        np.add.at(tasks, self.task, weighted)
-        level = tasks * _shrink(self.task, self.weight, self.spread).reshape(-1, *[1] * (value.ndim - 1))
-        pulled = np.zeros((len(self.precision), *value.shape[1:]))
-        np.add.at(pulled, self.template, weighted - level[self.task] * self.weight.reshape(-1, *[1] * (value.ndim - 1)))
-        return pulled
+    def precision(self, spread: float) -> Array:
+        """(N, N): how well the trials tell templates apart; `spread`: variance of a task's difficulty."""
+        return np.diag(self.met.sum(axis=1)) - (self.met * self._shrink(spread)) @ self.met.T
 
-    def imagined(self, count: int, rng: np.random.Generator) -> Array:
-        """(N, count): what as many trials would say of templates that are all alike; noise, to sample by."""
-        tasks = rng.normal(size=(self.task.max(initial=-1) + 1, count)) * np.sqrt(self.spread)
-        noise = rng.normal(size=(len(self.weight), count)) / np.sqrt(self.weight)[:, None]
-        return self.pulled(tasks[self.task] + noise)
+    def target(self, spread: float) -> Array:
+        """(N,): how far the trials pull each template, each task's own level taken out."""
+        level = self.told.sum(axis=0) * self._shrink(spread)
+        return self.told.sum(axis=1) - self.met @ level
 
-    def energy(self) -> float:
+    def energy(self, spread: float) -> float:
         """The sum of squares that templates could explain at most."""
-        tasks = np.zeros(self.task.max(initial=-1) + 1)
-        np.add.at(tasks, self.task, self.weight * self.value)
-        explained = tasks**2 * _shrink(self.task, self.weight, self.spread)
-        return float((self.weight * self.value**2).sum() - explained.sum())
+        return self.squares - float((self.told.sum(axis=0) ** 2 * self._shrink(spread)).sum())
 
-    def volume(self) -> float:
+    def volume(self, spread: float) -> float:
         """log det of the trials' covariance when templates are all alike, but for what doesn't depend on `spread`."""
-        tasks = np.zeros(self.task.max(initial=-1) + 1)
-        np.add.at(tasks, self.task, self.weight)
-        return float(np.log1p(self.spread * tasks).sum())
+        return float(np.log1p(spread * self.met.sum(axis=0)).sum())
 
-
-def _shrink(task: NDArray[np.intp], weight: Array, spread: float) -> Array:
-    """(U,): 1 / (weight of a task's trials + 1 / spread)."""
-    tasks = np.zeros(task.max(initial=-1) + 1)
-    np.add.at(tasks, task, weight)
-    return spread / (spread * tasks + 1)
+    def _shrink(self, spread: float) -> Array:
+        """(U,): 1 / (weight of a task's trials + 1 / spread)."""
+        return spread / (spread * self.met.sum(axis=0) + 1)
 
 
 def learn(
@@ -231,25 +186,52 @@ def learn(
     names = _weightiest(told, weights, NODES)
     kept = [place for place, trial in enumerate(told) if trial.template in names]
     told, weights = [told[place] for place in kept], weights[kept]
-    columns, settings, made_of = _design([known[name] for name in names])
+    columns, made_of = _design([known[name] for name in names])
     votes = _votes(known, columns, _ages(told, now), discount)
     sizing = _weightiest(told, weights, SIZING)
     rows = [names[name] for name in sizing]
-    parts = (PIECE, PAIR, OWN) if shared else ((0.0,), (0.0,), ALONE)
-    grid = itertools.product(ANEW if drift else TASK, *parts)
-    likely = [Scales(*point, vote=point[1] * TRUST**2 / 4) for point in grid]
-    scales = _scales(likely, _evidence(told, weights, sizing, drift), made_of[rows], settings, votes)
-    evidence = _gathered(_evidence(told, weights, names, drift), scales.task)
-    noise = _noise(evidence, _prior(made_of, settings, votes, scales, scales.vote + prejudice(scales) ** 2))
-    system = np.eye(len(names)) + evidence.precision @ _prior(made_of, settings, votes, scales, scales.vote)
-    target = evidence.pulled(evidence.value) / np.sqrt(noise)
+    parts = (PIECE, OWN) if shared else ((0.0,), ALONE)
+    likely = [Scales(*one, vote=one[1] * TRUST**2 / 4) for one in itertools.product(ANEW if drift else TASK, *parts)]
+    scales = _scales(likely, _evidence(told, weights, sizing, drift), made_of[rows], votes)
+    evidence = _evidence(told, weights, names, drift)
+    noise = _noise(evidence, _prior(made_of, votes, scales, _moment(scales)), scales.task)
     tried = _tried(told, weights)
-    return Surrogate(tuple(names), columns, settings, made_of, votes, system, target, evidence, scales, noise, tried)
+    return _conditioned(tuple(names), columns, made_of, votes, evidence, scales, noise, tried)
+
+
+def _conditioned(
+    names: tuple[str, ...],
+    columns: tuple[str, ...],
+    made_of: Array,
+    votes: Array,
+    evidence: Evidence,
+    scales: Scales,
+    noise: float,
+    tried: Mapping[str, float],
+) -> Surrogate:
+    """The posterior under given variances."""
+    precision = evidence.precision(scales.task)
+    prior = _prior(made_of, votes, scales, scales.vote)
+    solved = np.asarray(np.linalg.inv(np.eye(len(names)) + precision @ prior), dtype=np.float64)
+    target = evidence.target(scales.task) / np.sqrt(noise)
+    root = _root(precision)
+    return Surrogate(names, columns, made_of, votes, precision, target, solved, root, evidence, scales, noise, tried)
 
 
 def prejudice(scales: Scales) -> float:
     """What a vote is worth before any trial, in the noise's unit."""
     return TRUST * float(np.sqrt(scales.piece))
+
+
+def _moment(scales: Scales) -> float:
+    """The mean square of what a vote is worth."""
+    return scales.vote + prejudice(scales) ** 2
+
+
+def _root(precision: Array) -> Array:
+    """What times its transpose is the matrix; a little is added, for the last bits may have made it singular."""
+    jitter = 1e-9 * float(precision.max()) * np.eye(len(precision))
+    return np.asarray(np.linalg.cholesky(precision + jitter), dtype=np.float64)
 
 
 def _ages(trials: Sequence[Trial], now: int) -> dict[str, int]:
@@ -262,16 +244,19 @@ def _ages(trials: Sequence[Trial], now: int) -> dict[str, int]:
 
 def _votes(templates: Mapping[str, Template], columns: Sequence[str], ages: Mapping[str, int], fade: float) -> Array:
     """(D,): for each piece, votes for less votes against, over one more than all of them; old ones count less."""
-    ayes, noes = np.zeros(len(columns)), np.zeros(len(columns))
-    place = {piece: column for column, piece in enumerate(columns)}
+    ayes: dict[str, float] = {}
+    noes: dict[str, float] = {}
     for child in templates.values():
         parent = templates.get(child.parents[0]) if child.parents else None
         if parent is None or child.mutation not in REASONED:
             continue
         old, new, weight = set(pieces(parent)), set(pieces(child)), fade ** ages.get(child.id, 0)
-        ayes[[place[piece] for piece in new - old if piece in place]] += weight
-        noes[[place[piece] for piece in old - new if piece in place]] += weight
-    return (ayes - noes) / (1 + ayes + noes)
+        for piece in new - old:
+            ayes[piece] = ayes.get(piece, 0.0) + weight
+        for piece in old - new:
+            noes[piece] = noes.get(piece, 0.0) + weight
+    counts = np.array([(ayes.get(piece, 0.0), noes.get(piece, 0.0)) for piece in columns]).T
+    return (counts[0] - counts[1]) / (1 + counts[0] + counts[1])
 
 
 def _weightiest(trials: Sequence[Trial], weights: Array, most: int) -> dict[str, int]:
@@ -290,16 +275,11 @@ def _tried(trials: Sequence[Trial], weights: Array) -> dict[str, float]:
     return tried
 
 
-def _design(templates: Sequence[Template]) -> tuple[tuple[str, ...], int, Array]:
-    """The pieces, settings first, how many settings there are, and which template has which."""
-    made_of = [pieces(template) for template in templates]
-    choices = (
-        (parameter.name, choice.label) for t in templates for parameter in t.parameters for choice in parameter.choices
-    )
-    settings = sorted({f"{name}={label}" for name, label in choices})
-    chosen = set(settings)
-    columns = [*settings, *sorted({piece for some in made_of for piece in some} - chosen)]
-    return tuple(columns), len(settings), _membership(templates, columns)
+def _design(templates: Sequence[Template]) -> tuple[tuple[str, ...], Array]:
+    """The pieces, every choice of every parameter among them, and which template has which."""
+    choices = {f"{p.name}={choice.label}" for t in templates for p in t.parameters for choice in p.choices}
+    columns = sorted(choices | {piece for template in templates for piece in pieces(template)})
+    return tuple(columns), _membership(templates, columns)
 
 
 def _membership(templates: Sequence[Template], columns: Sequence[str]) -> Array:
@@ -311,62 +291,41 @@ def _membership(templates: Sequence[Template], columns: Sequence[str]) -> Array:
     return found
 
 
-def _together(chosen: Array, together: Array) -> Array:
-    """(C, M): twice what the pairs of settings of each of M templates add, under each of C samples (C, S, S)."""
-    return ((chosen @ together) * chosen).sum(axis=2)
-
-
 def _evidence(trials: Sequence[Trial], weights: Array, names: Mapping[str, int], drift: bool) -> Evidence:
     """The trials of the named templates; tasks are met anew each step where things drift."""
     kept = [place for place, trial in enumerate(trials) if trial.template in names]
     keys = [(trials[place].task_type, trials[place].task, trials[place].step if drift else 0) for place in kept]
-    tasks = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+    tasks = {key: row for row, key in enumerate(sorted(set(keys)))}
     value, weight = np.array([trials[place].value for place in kept]), weights[kept]
-    centred = value - np.average(value, weights=weight)
-    template = np.array([names[trials[place].template] for place in kept], dtype=np.intp)
-    task = np.array([tasks[key] for key in keys], dtype=np.intp)
-    return Evidence(template, task, weight, centred, 0.0, np.zeros((len(names), len(names))))
+    value = value - np.average(value, weights=weight)
+    met, told = np.zeros((len(names), len(tasks))), np.zeros((len(names), len(tasks)))
+    cells = [names[trials[place].template] for place in kept], [tasks[key] for key in keys]
+    np.add.at(met, cells, weight)
+    np.add.at(told, cells, weight * value)
+    return Evidence(met, told, float((weight * value**2).sum()), len(kept))
 
 
-def _gathered(evidence: Evidence, spread: float) -> Evidence:
-    """The same for one spread of the tasks' difficulties."""
-    size, tasks = len(evidence.precision), evidence.task.max(initial=-1) + 1
-    met = np.zeros((size, tasks))
-    np.add.at(met, (evidence.template, evidence.task), evidence.weight)
-    shrink = _shrink(evidence.task, evidence.weight, spread)
-    precision = np.diag(met.sum(axis=1)) - (met * shrink) @ met.T
-    return Evidence(evidence.template, evidence.task, evidence.weight, evidence.value, spread, precision)
-
-
-def _prior(made_of: Array, settings: int, votes: Array, scales: Scales, vote: float) -> Array:
+def _prior(made_of: Array, votes: Array, scales: Scales, vote: float) -> Array:
     """(N, N): how far templates are expected to be alike; `vote`: the variance of what a vote is worth."""
-    chosen, voted = made_of[:, :settings], made_of @ votes
-    shared = chosen @ chosen.T
-    pairs = shared * (shared - 1) / 2
-    alike = scales.piece * made_of @ made_of.T + vote * np.outer(voted, voted)
-    return alike + scales.pair * pairs + scales.own * np.eye(len(made_of))
+    voted = made_of @ votes
+    return scales.piece * made_of @ made_of.T + vote * np.outer(voted, voted) + scales.own * np.eye(len(made_of))
 
 
-def _scales(likely: Sequence[Scales], evidence: Evidence, made_of: Array, settings: int, votes: Array) -> Scales:
+def _scales(likely: Sequence[Scales], evidence: Evidence, made_of: Array, votes: Array) -> Scales:
     """Those under which the trials are likeliest."""
-    gathered = {task: _gathered(evidence, task) for task in {one.task for one in likely}}
-
-    def likelihood(one: Scales) -> float:
-        return _likelihood(gathered[one.task], _prior(made_of, settings, votes, one, one.vote + prejudice(one) ** 2))
-
-    return max(likely, key=likelihood)
+    return max(likely, key=lambda one: _likelihood(evidence, _prior(made_of, votes, one, _moment(one)), one.task))
 
 
-def _likelihood(evidence: Evidence, prior: Array) -> float:
+def _likelihood(evidence: Evidence, prior: Array, spread: float) -> float:
     """log p(trials), but for constants; the noise's variance is the likeliest one."""
-    count = len(evidence.weight)
-    size = float(np.linalg.slogdet(np.eye(len(prior)) + evidence.precision @ prior)[1])
-    return -0.5 * (count * np.log(_noise(evidence, prior)) + size + evidence.volume())
+    size = float(np.linalg.slogdet(np.eye(len(prior)) + evidence.precision(spread) @ prior)[1])
+    noise = evidence.count * np.log(_noise(evidence, prior, spread))
+    return -0.5 * (noise + size + evidence.volume(spread))
 
 
-def _noise(evidence: Evidence, prior: Array) -> float:
+def _noise(evidence: Evidence, prior: Array, spread: float) -> float:
     """The likeliest variance of one rollout's reward about what is expected."""
-    target = evidence.pulled(evidence.value)
-    system = np.eye(len(prior)) + evidence.precision @ prior
-    rest = evidence.energy() - float(target @ prior @ np.linalg.solve(system, target))
-    return max(1e-6, rest / len(evidence.weight))
+    target = evidence.target(spread)
+    system = np.eye(len(prior)) + evidence.precision(spread) @ prior
+    rest = evidence.energy(spread) - float(target @ prior @ np.linalg.solve(system, target))
+    return max(1e-6, rest / evidence.count)

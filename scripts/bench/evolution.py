@@ -194,7 +194,7 @@ def world_rows(given: Any) -> list[dict[str, Any]]:
     """Simulated worlds: ours beside GEPA, random search and halving."""
     arms = [name for name in chosen(given.arms or ()) if has_gepa() or "gepa" not in name]
     seeds = range(given.first_seed, given.first_seed + (3 if given.quick else given.seeds))
-    budgets = BUDGETS[:1] if given.quick else BUDGETS
+    budgets = given.budgets[:1] if given.quick else given.budgets
     results = run(given.worlds or KINDS, seeds, budgets, arms, Shelf(given.keep))
     show(results)
     return [*mean_rows(results), *difference_rows(results, OURS, PEERS)]
@@ -241,7 +241,7 @@ def real_difference_rows(results: Sequence[Result], peer: str) -> Iterator[dict[
 def ablation_rows(given: Any) -> list[dict[str, Any]]:
     """Ours less ours without a part, or with another one."""
     seeds = range(given.first_seed, given.first_seed + (2 if given.quick else given.seeds))
-    budgets = BUDGETS[:1] if given.quick else BUDGETS
+    budgets = given.budgets[:1] if given.quick else given.budgets
     results = run(given.worlds or KINDS, seeds, budgets, [OURS, *ABLATIONS], Shelf(None))
     rows = list(mean_rows(results))
     for arm, budget in product(ABLATIONS, budgets):
@@ -288,6 +288,7 @@ def main() -> None:
     asks.add_argument("--first-seed", type=int, default=0, help="seeds from 1000 on are for development")
     asks.add_argument("--real-seeds", type=int, default=5, help="how many for the nano model")
     asks.add_argument("--worlds", nargs="+", choices=KINDS)
+    asks.add_argument("--budgets", nargs="+", type=int, default=BUDGETS, help="rollouts of a search")
     asks.add_argument("--arms", nargs="+", choices=[*ARMS, *EXTRA])
     asks.add_argument("--keep", type=Path, metavar="FILE", help="keep the peers' results here, and use those kept")
     given = asks.parse_args()

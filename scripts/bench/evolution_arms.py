@@ -40,7 +40,7 @@ def ours(world: World, budget: int, seed: int, **settings: Any) -> Outcome:
 ABLATIONS: dict[str, dict[str, Any]] = {
     "ours, no surrogate": {"evolution": replace(EVOLUTION, surrogate=False)},
     "ours, no reflection": {"evolution": BLIND, "plan": BLIND_PLAN},
-    "ours, tasks not paired": {"plan": replace(PLAN, tasks=12, templates=1)},
+    "ours, tasks not paired": {"plan": replace(PLAN, tasks=10, templates=1)},
     "ours, no race": {"final": 0.0, "finalists": 1},
     "ours, no draws": {"evolution": replace(EVOLUTION, heat=0.0)},
     "ours, recombining too": {"evolution": replace(EVOLUTION, mutations=(*REWRITES, Weighted(name="recombine")))},

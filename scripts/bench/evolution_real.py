@@ -25,13 +25,14 @@ from typing import Any
 from evolution_gepa import COMPONENT, FOLDER, TUNED, Quiet
 from evolution_meter import Outcome, Spent
 
+from grpo_ray.asking import Silent
 from grpo_ray.canonical import plain, rng
 from grpo_ray.errors import OracleError
 from grpo_ray.generators.mlx import make_generator
 from grpo_ray.judges import rubric
 from grpo_ray.library import load_library
 from grpo_ray.mutations import rewrite
-from grpo_ray.optimize import Silent, candidate, optimize_prompts
+from grpo_ray.optimize import candidate, optimize_prompts
 from grpo_ray.prompting import content_hash, render
 from grpo_ray.protocols import Generator
 from grpo_ray.recipe import Config, Splits

@@ -124,7 +124,7 @@ def test_only_where_weights_are_trained_a_task_is_another_one_each_step() -> Non
     trials = [trial(one, 0, 0.5, step=step) for step in range(3) for one in (BEST, WORST)]
     for trainer, tasks in ((None, 1), (Named(name="canned"), 3)):
         known = gather([BEST, WORST], trials, 2, replace(RECIPE, trainer=trainer))
-        assert known.kinds[ANY].evidence.task.max() + 1 == tasks
+        assert known.kinds[ANY].evidence.met.shape[1] == tasks
 
 
 def test_a_family_remembers_its_sentences_and_its_dead() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from grpo_ray.asking import Counted
 from grpo_ray.errors import ConfigError, MissingError, OracleError
 from grpo_ray.fenced import unfenced
-from grpo_ray.optimize import BLIND_PLAN, EVOLUTION, Counted, Optimized, candidate, optimize_prompts
+from grpo_ray.optimize import BLIND_PLAN, EVOLUTION, Optimized, candidate, optimize_prompts
 from grpo_ray.prompting import content_hash
 from grpo_ray.protocols import Oracle
 from grpo_ray.recipe import EvolutionSpec, PlanSpec, Weighted

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import product
 from statistics import fmean
 
 import numpy as np
@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from grpo_ray.evolution import surrogate
 from grpo_ray.evolution.surrogate import Scales, Surrogate, learn, prejudice
-from grpo_ray.pieces import pieces, settings_pieces
+from grpo_ray.pieces import pieces
 from grpo_ray.trials import Trial
 from grpo_ray.types import Choice, Parameter, Template
 
-WIDE = Scales(task=0.5, piece=0.04, pair=0.03, own=0.02, vote=0.01)
+WIDE = Scales(task=0.5, piece=0.04, own=0.02, vote=0.01)
 """Scales under which nothing is left out."""
 
 
@@ -28,14 +28,8 @@ WIDE = Scales(task=0.5, piece=0.04, pair=0.03, own=0.02, vote=0.01)
 def alike(one: Template, other: Template, votes: dict[str, float], scales: Scales, vote: float) -> float:
     """The prior covariance of two templates, in the noise's unit."""
     shared = set(pieces(one)) & set(pieces(other))
-    pairs = len(list(combinations([piece for piece in settings_pieces(one) if piece in shared], 2)))
     voted = [sum(votes[piece] for piece in pieces(each)) for each in (one, other)]
-    return (
-        scales.piece * len(shared)
-        + scales.pair * pairs
-        + scales.own * (one.id == other.id)
-        + vote * float(np.prod(voted))
-    )
+    return scales.piece * len(shared) + scales.own * (one.id == other.id) + vote * float(np.prod(voted))
 
 
 def covariances(
@@ -80,10 +74,8 @@ def log_likelihood(
 
 def rescaled(known: Surrogate, scales: Scales) -> Surrogate:
     """What would be known under other scales."""
-    evidence = surrogate._gathered(known.evidence, scales.task)
-    prior = surrogate._prior(known.made_of, known.settings, known.votes, scales, scales.vote)
-    system, target = np.eye(len(prior)) + evidence.precision @ prior, evidence.pulled(evidence.value)
-    return replace(known, scales=scales, evidence=evidence, system=system, target=target / np.sqrt(known.noise))
+    parts = (known.names, known.columns, known.made_of, known.votes, known.evidence)
+    return surrogate._conditioned(*parts, scales, known.noise, known.trials)
 
 
 def learnt(templates: Sequence[Template], trials: Sequence[Trial], now: int = 0, **how: float) -> Surrogate:
@@ -131,7 +123,7 @@ def test_the_scales_are_those_of_the_grid_that_make_the_trials_likeliest(seed: i
     templates, trials = world(seed, count)
     known = learnt(templates, trials)
     votes = surrogate.TRUST**2 / 4
-    points = product(surrogate.TASK, surrogate.PIECE, surrogate.PAIR, surrogate.OWN)
+    points = product(surrogate.TASK, surrogate.PIECE, surrogate.OWN)
     grid = [Scales(*point, vote=point[1] * votes) for point in points]
     likely = {scales: log_likelihood(known, templates, trials, scales)[0] for scales in grid}
     assert known.scales in grid
@@ -173,7 +165,7 @@ def test_without_heat_every_draw_is_what_is_expected() -> None:
     cold, warm = (known.draws(3, np.random.default_rng(7), heat) for heat in (0.0, 1.0))
     for draw in cold:
         assert dict(draw.weights) == pytest.approx(dict(known.expected().weights), abs=1e-12)
-        assert draw.pairs == pytest.approx(known.expected().pairs, abs=1e-12)
+        assert dict(draw.own) == pytest.approx(dict(known.expected().own), abs=1e-12)
     values = [[draw.value(one) for one in templates] for draw in warm]
     assert len({round(value, 9) for value in np.array(values).T[0]}) == 3
     half = known.draws(3, np.random.default_rng(7), 0.5)
@@ -251,12 +243,14 @@ def test_as_tasks_may_differ_more_their_difficulty_cancels() -> None:
     """Where a task's own level is left open, a constant on all of its trials says nothing of templates."""
     templates, trials = world(6, 30)
     evidence = learnt(templates, trials).evidence
-    level = np.array([1.0 if one.task == "t-1" else 0.0 for one in trials])
-    left = [abs(surrogate._gathered(evidence, spread).pulled(level)).max() for spread in (0.1, 1.0, 100.0, 1e6)]
+    (easy,) = [place for place, task in enumerate(sorted({one.task for one in trials})) if task == "t-1"]
+    raised = np.zeros_like(evidence.met)
+    raised[:, easy] = evidence.met[:, easy]
+    level = replace(evidence, told=raised)
+    left = [abs(level.target(spread)).max() for spread in (0.1, 1.0, 100.0, 1e6)]
     assert left[0] > left[1] > left[2] > left[3]
     assert left[3] == pytest.approx(0.0, abs=1e-4)
-    open_to = surrogate._gathered(evidence, 1e6)
-    assert open_to.precision.sum(axis=1) == pytest.approx(0.0, abs=1e-4)
+    assert evidence.precision(1e6).sum(axis=1) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_an_easy_task_is_no_merit_of_those_who_met_it() -> None:
@@ -310,8 +304,7 @@ def test_planted_effects_are_found() -> None:
 
 def test_every_setting_of_a_template_is_a_piece_whether_it_was_tried_or_not() -> None:
     known = learnt([template("one")], [trial("one", 0, 0.5)])
-    assert set(known.columns[: known.settings]) == {*(f"tone={x}" for x in "abc"), *(f"size={x}" for x in "xyz")}
-    assert known.columns[known.settings :] == ("Solve it.",)
+    assert set(known.columns) == {*(f"tone={x}" for x in "abc"), *(f"size={x}" for x in "xyz"), "Solve it."}
 
 
 def test_a_setting_named_as_in_other_templates_is_one_piece() -> None:
