@@ -194,7 +194,7 @@ def world_rows(given: Any) -> list[dict[str, Any]]:
     """Simulated worlds: ours beside GEPA, random search and halving."""
     arms = [name for name in chosen(given.arms or ()) if has_gepa() or "gepa" not in name]
     seeds = range(given.first_seed, given.first_seed + (3 if given.quick else given.seeds))
-    budgets = given.budgets[:1] if given.quick else given.budgets
+    budgets: list[int] = list(given.budgets[:1] if given.quick else given.budgets)
     results = run(given.worlds or KINDS, seeds, budgets, arms, Shelf(given.keep))
     show(results)
     return [*mean_rows(results), *difference_rows(results, OURS, PEERS)]
@@ -241,7 +241,7 @@ def real_difference_rows(results: Sequence[Result], peer: str) -> Iterator[dict[
 def ablation_rows(given: Any) -> list[dict[str, Any]]:
     """Ours less ours without a part, or with another one."""
     seeds = range(given.first_seed, given.first_seed + (2 if given.quick else given.seeds))
-    budgets = given.budgets[:1] if given.quick else given.budgets
+    budgets: list[int] = list(given.budgets[:1] if given.quick else given.budgets)
     results = run(given.worlds or KINDS, seeds, budgets, [OURS, *ABLATIONS], Shelf(None))
     rows = list(mean_rows(results))
     for arm, budget in product(ABLATIONS, budgets):
