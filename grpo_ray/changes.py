@@ -56,7 +56,7 @@ async def settle(state: RunState, store: Store, tasks: TaskSet) -> RunState:
     events = await store.events()
     if not (due := due_at(state.step, events)):
         return state
-    population, refused = applied(state.population, due, (*tasks.train, *tasks.validation, *tasks.heldout))
+    population, refused = applied(state.population, due, (*tasks.train, *tasks.validation))
     await store.save_event(state.step, APPLIED, {"through": due[-1].id, "refused": [list(one) for one in refused]})
     policies = (*state.policies[:-1], replace(state.policies[-1], population=population))
     return replace(state, population=population, policies=policies)

@@ -1,6 +1,7 @@
 """Prompt evolution as a library call: no Ray, no training, no store; an evaluator of yours says how good an answer was.
 
-The same planning, surrogate, mutations and selection as in a run, so that what is measured here holds there.
+Planning, surrogate, mutations and selection are a run's own code, with other settings: one child a generation, groups of one
+rollout, and a comparison of the best at the end.
 """
 
 import inspect

@@ -12,6 +12,7 @@ from grpo_ray.canonical import rng
 from grpo_ray.errors import ConfigError, OracleError
 from grpo_ray.evolution.knowledge import Knowledge
 from grpo_ray.evolution.surrogate import Draw
+from grpo_ray.pieces import loose
 from grpo_ray.prompting import MAX_CHARACTERS, content_hash, render, root
 from grpo_ray.proposals import refusal
 from grpo_ray.protocols import Oracle
@@ -181,7 +182,8 @@ def _admit(
     said = refusal(child, parents, population.templates, archive.hashes, MAX_CHARACTERS)
     if why := said or _unfit(child, tasks):
         return remember(population, child.id, f"{child.mutation} of {first.id} was refused: {why}")
-    return replace(population, members=(*population.members, Member(child, born=population.generation + 1)))
+    marked = replace(child, stand_in=child.stand_in or not archive.invented.isdisjoint(loose(child)))
+    return replace(population, members=(*population.members, Member(marked, born=population.generation + 1)))
 
 
 def _unfit(child: Template, tasks: Sequence[Task]) -> str:

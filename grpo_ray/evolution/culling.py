@@ -18,7 +18,8 @@ FLOOR = 2
 def culled(population: Population, known: Knowledge, spec: EvolutionSpec, kinds: Sequence[str]) -> Population:
     """Without those that were tried and are least likely to be the best, beyond `size`.
 
-    Never below FLOOR for a task type; what people pinned stays.
+    Never below FLOOR for a task type, nor without one for any type where there is one: tasks may come that the step has
+    not met. What people pinned stays.
     """
     kinds = sorted({*kinds, *(template.task_type for template in population.templates)} - {ANY}) or [ANY]
     chance = best_chances(population, known)
@@ -28,6 +29,8 @@ def culled(population: Population, known: Knowledge, spec: EvolutionSpec, kinds:
             break
         rest = tuple(other for other in population.members if other is not member)
         served = [kind for kind in kinds if fits(member.template, kind)]
+        if member.template.task_type == ANY and all(other.template.task_type != ANY for other in rest):
+            continue
         if all(sum(fits(other.template, kind) for other in rest) >= FLOOR for kind in served):
             population = remember(replace(population, members=rest), member.template.id, _epitaph(member))
     return population

@@ -32,6 +32,8 @@ class Knowledge:
     """Seed template → the ids of its kin, in the order they came."""
     hashes: frozenset[str]
     """Content hashes of all that ever lived."""
+    invented: frozenset[str]
+    """Loose sentences that only templates a stand-in had a hand in ever had."""
 
     def draw(self, kind: str, heat: float, *purpose: str | int) -> Draw | None:
         """One sample, by a random stream of its own; None where nothing is known. `heat`: see `Surrogate.draws`."""
@@ -67,6 +69,8 @@ def gather(templates: Sequence[Template], trials: Sequence[Trial], step: int, re
         {name: frozenset(some) for name, some in sentences.items()},
         {name: tuple(some) for name, some in archive.items()},
         frozenset(_hash(template) for template in templates),
+        frozenset(one for template in templates if template.stand_in for one in loose(template))
+        - {one for template in templates if not template.stand_in for one in loose(template)},
     )
 
 

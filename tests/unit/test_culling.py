@@ -146,3 +146,10 @@ def test_whoever_leaves_was_tried_and_not_pinned_and_enough_stay(
     for kind in ("words", "sums"):
         fit = [sum(one.task_type in (ANY, kind) for one in each.templates) for each in (before, after)]
         assert fit[1] >= min(FLOOR, fit[0])
+
+
+def test_the_last_template_for_any_task_stays_for_types_that_were_not_met() -> None:
+    typed_ones = [replace(one, task_type="sums") for one in (GOOD, FAIR)]
+    known = known_of({"good": 0.9, "fair": 0.5, "poor": 0.1}, [*typed_ones, POOR], kind="sums")
+    after = culled(people(known, *typed_ones, POOR), known, EvolutionSpec(size=2), ["sums"])
+    assert "poor" in ids(after)

@@ -135,3 +135,9 @@ def test_a_family_remembers_its_sentences_and_its_dead() -> None:
     assert known.sentences["x"] == {"Solve it.", "From another house."}
     assert known.archive == {"s": ("s", child.id), "x": ("x",)}
     assert known.hashes == {content_hash(one) for one in (first, child, stranger)}
+
+
+def test_sentences_that_only_a_stand_in_brought_are_known_as_such() -> None:
+    plain = template("plain", said=("People wrote this.",))
+    doubtful = replace(template("doubtful", said=("People wrote this.", "A rule wrote this.")), stand_in=True)
+    assert gather([plain, doubtful], [], 0, RECIPE).invented == {"A rule wrote this."}
