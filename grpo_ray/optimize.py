@@ -92,6 +92,11 @@ class Search:
     """Template id → what it was last answered with."""
 
     @property
+    def generation(self) -> int:
+        """Rollouts that one generation may take."""
+        return self.recipe.plan.tasks * self.recipe.plan.templates
+
+    @property
     def groups(self) -> list[ScoredGroup]:
         return [group for groups in self.seen.values() for group in groups]
 
@@ -151,7 +156,10 @@ async def optimize_prompts(
     search = Search(recipe, known_tasks, evaluator, examples, budget, begin(templates, recipe))
     search.became(search.population)
     _check_budget(search, final, finalists)
-    step = await _evolve(search, asked, int(budget * (1 - final)), patience, proceed)
+    until = int(budget * (1 - final))
+    step = await _evolve(search, asked, until, patience, proceed)
+    if search.rollouts + search.generation <= until:  # it ended early: what was not explored is not spent
+        search.budget = search.rollouts + budget - until
     best = await _race(search, asked, step, finalists)
     return Optimized(
         best,

@@ -338,3 +338,9 @@ def test_the_smallest_budget_that_is_named_is_enough() -> None:
     found = optimized(seeds, budget=10)
     assert found.rollouts == 10
     assert Counter(trial.step for trial in found.trials)[0] == BLIND_PLAN.tasks * BLIND_PLAN.templates
+
+
+def test_a_search_that_is_stopped_early_spends_only_what_was_kept_for_the_end() -> None:
+    whole = optimized(["Solve it. One.", "Solve it. Two."], budget=100)
+    short = optimized(["Solve it. One.", "Solve it. Two."], budget=100, proceed=lambda rollouts: rollouts < 8)
+    assert short.rollouts < 8 + 8 + 21 < whole.rollouts <= 100
