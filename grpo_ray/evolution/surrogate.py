@@ -22,9 +22,9 @@ from grpo_ray.types import Template
 
 Array = NDArray[np.float64]
 
-NODES = 300
+NODES = 200
 """Templates that are reckoned with: those with most evidence."""
-SIZING = 120
+SIZING = 100
 """Templates that the variances are found on."""
 FAINT = 0.01
 """Trials that count less than this are left out."""
