@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from grpo_ray.canonical import typed
-from grpo_ray.evolution.births import fits, remember, unrenderable
+from grpo_ray.evolution.births import remember, unrenderable
 from grpo_ray.lineage import text_hash
-from grpo_ray.prompting import check_template
+from grpo_ray.prompting import check_template, fits
 from grpo_ray.protocols import Store
 from grpo_ray.recipe import RunState
 from grpo_ray.types import Member, Population, Task, TaskSet, Template

@@ -10,8 +10,7 @@ from math import sqrt
 from statistics import fmean, stdev
 
 from grpo_ray.canonical import short
-from grpo_ray.population import fits
-from grpo_ray.prompting import render
+from grpo_ray.prompting import fits, render
 from grpo_ray.protocols import Crew
 from grpo_ray.recipe import Recipe, RunState
 from grpo_ray.scoring import score

@@ -19,7 +19,8 @@ from grpo_ray.errors import ConfigError, GrpoRayError, MissingError, RecipeChang
 from grpo_ray.llm.addresses import shown
 from grpo_ray.llm.gate import BUDGET, BUDGET_SPENT, specs_of
 from grpo_ray.operations import which
-from grpo_ray.population import begin, fits, plan_waves, unfit
+from grpo_ray.population import begin, plan_waves, unfit
+from grpo_ray.prompting import fits
 from grpo_ray.protocols import Archive, Embedder, Store
 from grpo_ray.recipe import HOW, Config, JudgeSpec, Placement, Recipe, RunState
 from grpo_ray.settings import misplaced

@@ -15,8 +15,7 @@ from grpo_ray.canonical import digest, plain, short
 from grpo_ray.errors import ConfigError, MissingError
 from grpo_ray.forecasts import hindsight
 from grpo_ray.llm.gate import without_money
-from grpo_ray.population import fits
-from grpo_ray.prompting import render
+from grpo_ray.prompting import fits, render
 from grpo_ray.protocols import Archive, Crew, Store, Want
 from grpo_ray.recipe import Recipe, RunState
 from grpo_ray.scoring import score

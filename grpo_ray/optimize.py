@@ -19,8 +19,8 @@ from grpo_ray.errors import ConfigError
 from grpo_ray.evolution.births import bear
 from grpo_ray.evolution.culling import chance_of_better
 from grpo_ray.evolution.knowledge import Knowledge, gather, informed
-from grpo_ray.population import begin, evolve, fits, plan_waves, unfit
-from grpo_ray.prompting import check_template, render, uses_metadata
+from grpo_ray.population import begin, evolve, plan_waves, unfit
+from grpo_ray.prompting import check_template, fits, render, uses_metadata
 from grpo_ray.protocols import Oracle
 from grpo_ray.recipe import Config, EvolutionSpec, Named, PlanSpec, Recipe, Weighted
 from grpo_ray.registry import check_settings

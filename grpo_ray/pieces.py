@@ -42,10 +42,6 @@ def pieces(template: Template) -> tuple[str, ...]:
     return _pieces(template.settings, template.system or "", template.text)
 
 
-def settings_pieces(template: Template) -> tuple[str, ...]:
-    return tuple(f"{name}={label}" for name, label in template.settings)
-
-
 def sentences(text: str) -> list[str]:
     """The sentences and lines of a text, in order, without white space around them; placeholders end a sentence."""
     return list(_sentences(text))

@@ -23,7 +23,8 @@ from grpo_ray.forecasts.futures import Door, Measured, Planned
 from grpo_ray.forecasts.hindsight import EVENT, cost_of_lost, costs
 from grpo_ray.launch import Inputs
 from grpo_ray.llm.gate import specs_of
-from grpo_ray.population import begin, fits, plan_waves
+from grpo_ray.population import begin, plan_waves
+from grpo_ray.prompting import fits
 from grpo_ray.protocols import Crew, Store
 from grpo_ray.recipe import Config, Recipe, TrustSpec
 from grpo_ray.scoring import score

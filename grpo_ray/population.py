@@ -14,10 +14,10 @@ from grpo_ray.advantages import with_advantages
 from grpo_ray.canonical import rng, short
 from grpo_ray.curriculum import prefer, weights
 from grpo_ray.errors import ConfigError
-from grpo_ray.evolution.births import bear, fits, kinds_met, unrenderable
+from grpo_ray.evolution.births import bear, kinds_met, unrenderable
 from grpo_ray.evolution.culling import culled
 from grpo_ray.evolution.knowledge import Knowledge, informed
-from grpo_ray.prompting import render, uses_metadata
+from grpo_ray.prompting import fits, render, uses_metadata
 from grpo_ray.protocols import Oracle
 from grpo_ray.recipe import Recipe
 from grpo_ray.trials import Trial

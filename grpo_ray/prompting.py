@@ -15,9 +15,10 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta, no
 from jinja2 import Template as Compiled
 from jinja2.sandbox import SandboxedEnvironment
 
-from grpo_ray.canonical import digest, short
+from grpo_ray.canonical import short
 from grpo_ray.conditions import SETTINGS, condition_faults, constants, settings_read
 from grpo_ray.errors import ConfigError
+from grpo_ray.lineage import text_hash
 from grpo_ray.registry import hint
 from grpo_ray.types import ANY, Message, Parameter, Prompt, Task, Template
 
@@ -95,8 +96,7 @@ def examples_block(template: Template, question: str = "") -> str:
 @lru_cache(maxsize=4096)
 def content_hash(template: Template) -> str:
     """Six hex digits of what a template says and to which tasks, whatever it is called and wherever it comes from."""
-    said = (template.task_type, template.system, template.text, template.parameters, template.settings)
-    return digest([*said, template.examples])[:6]
+    return text_hash(template)[:6]
 
 
 def uses_metadata(template: Template) -> bool:
@@ -110,6 +110,11 @@ def placeholders(text: str) -> frozenset[str]:
         return frozenset(meta.find_undeclared_variables(_ENVIRONMENT.parse(text)))
     except RecursionError as error:
         raise TemplateSyntaxError(TOO_DEEP, 1) from error
+
+
+def fits(template: Template, task: Task | str) -> bool:
+    """Whether a template is meant for a task, or a task type."""
+    return template.task_type in (ANY, task.task_type if isinstance(task, Task) else task)
 
 
 def root(id: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from grpo_ray.analysis import Cell, Estimate, Marked, cell, gap, task_marks
-from grpo_ray.population import fits
+from grpo_ray.prompting import fits
 from grpo_ray.types import ANY, Template
 
 FINALISTS = 2

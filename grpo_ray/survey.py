@@ -18,8 +18,7 @@ from grpo_ray.curriculum import interleaved
 from grpo_ray.errors import ConfigError, UnreachableError
 from grpo_ray.launch import Inputs
 from grpo_ray.operations import which
-from grpo_ray.population import fits
-from grpo_ray.prompting import render
+from grpo_ray.prompting import fits, render
 from grpo_ray.protocols import Archive, Crew
 from grpo_ray.recipe import Config, EvolutionSpec, JudgeSpec, PlanSpec, Recipe
 from grpo_ray.scoring import score

@@ -13,12 +13,12 @@ from grpo_ray.errors import ConfigError, OracleError
 from grpo_ray.evolution.knowledge import Knowledge
 from grpo_ray.evolution.surrogate import Draw
 from grpo_ray.pieces import loose
-from grpo_ray.prompting import MAX_CHARACTERS, content_hash, render, root
+from grpo_ray.prompting import MAX_CHARACTERS, content_hash, fits, render, root
 from grpo_ray.proposals import refusal
 from grpo_ray.protocols import Oracle
 from grpo_ray.recipe import Recipe, Weighted
 from grpo_ray.registry import find
-from grpo_ray.types import ANY, Member, Parent, Population, Prompt, ScoredGroup, ScoredRollout, Task, Template
+from grpo_ray.types import Member, Parent, Population, Prompt, ScoredGroup, ScoredRollout, Task, Template
 
 BEST, WORST = 2, 3
 """Rollouts of a parent that a mutation reads."""
@@ -55,11 +55,6 @@ def kinds_met(population: Population, groups: Sequence[ScoredGroup]) -> list[str
     """The task types that the step met, or else those of the templates; only such as a living template fits."""
     met = {scored.group.prompt.task.task_type for scored in groups} or {t.task_type for t in population.templates}
     return sorted(kind for kind in met if any(fits(template, kind) for template in population.templates))
-
-
-def fits(template: Template, task: Task | str) -> bool:
-    """Whether a template is meant for a task, or a task type."""
-    return template.task_type in (ANY, task.task_type if isinstance(task, Task) else task)
 
 
 def remember(population: Population, id: str, why: str) -> Population:

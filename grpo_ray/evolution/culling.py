@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from grpo_ray.evolution.births import fits, remember
+from grpo_ray.evolution.births import remember
 from grpo_ray.evolution.knowledge import Knowledge, able, each_kind
+from grpo_ray.prompting import fits
 from grpo_ray.recipe import EvolutionSpec
 from grpo_ray.types import ANY, Member, Population
 

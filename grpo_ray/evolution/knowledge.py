@@ -9,10 +9,10 @@ import numpy as np
 from grpo_ray.canonical import rng
 from grpo_ray.evolution.surrogate import Draw, Surrogate, learn
 from grpo_ray.pieces import loose
-from grpo_ray.prompting import content_hash, root
+from grpo_ray.prompting import content_hash, fits, root
 from grpo_ray.recipe import Recipe
 from grpo_ray.trials import Trial
-from grpo_ray.types import ANY, Member, Population, Template
+from grpo_ray.types import Member, Population, Template
 
 DRAWS = 64
 """Samples that deviations and probabilities are counted from."""
@@ -99,7 +99,7 @@ def each_kind(population: Population, known: Knowledge) -> dict[str, np.ndarray]
 
 
 def able(population: Population, kind: str) -> list[Member]:
-    return [member for member in population.members if member.template.task_type in (ANY, kind)]
+    return [member for member in population.members if fits(member.template, kind)]
 
 
 def _told(member: Member, told: Mapping[str, list[tuple[float, float]]], known: Knowledge) -> Member:

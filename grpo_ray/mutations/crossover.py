@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, combinations
-from typing import Literal
 
 from grpo_ray.errors import ConfigError
+from grpo_ray.mutations._changes import Change, made
 from grpo_ray.mutations._known import known
-from grpo_ray.pieces import loose, sentences, with_sentences, with_settings
+from grpo_ray.mutations._texts import spaceless
+from grpo_ray.pieces import loose, sentences
 from grpo_ray.prompting import content_hash
 from grpo_ray.protocols import Oracle
 from grpo_ray.types import Parent, Template
@@ -17,17 +18,6 @@ TRIES = 64
 """Combinations that are looked at for one that is new."""
 COIN = 1e-6
 """What a coin's side counts for beside hopes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Something that a child may have other than its first parent, and what that promises."""
-
-    kind: Literal["setting", "added", "dropped"]
-    what: str
-    """A parameter's name, or a sentence."""
-    gain: float
-    label: str = ""
 
 
 async def mutate(
@@ -77,8 +67,8 @@ def _changes(
         both = [hopes.get(piece, 0.0) for piece in pieces]
         gain = both[0] - both[1] if any(piece in hopes for piece in pieces) else _coin(rng)
         found.append(Change("setting", parameter.name, gain, label))
-    own = {_plain(sentence) for sentence in (*sentences(first.system or ""), *sentences(first.text))}
-    brought = [sentence for sentence in loose(other) if _plain(sentence) not in own]
+    own = {spaceless(sentence) for sentence in (*sentences(first.system or ""), *sentences(first.text))}
+    brought = [sentence for sentence in loose(other) if spaceless(sentence) not in own]
     added = [Change("added", one, hopes[one] if one in hopes else _coin(rng)) for one in brought]
     harmful = [Change("dropped", one, -hopes[one]) for one in loose(first) if hopes.get(one, 0.0) < 0]
     return [*found, *sorted(added, key=lambda change: -change.gain)[:most], *harmful]
@@ -89,7 +79,7 @@ def _crossed(
 ) -> list[tuple[float, Template]]:
     """The best combination of changes that is new, bears something of the other and is not too long: one, or none."""
     for chosen in _combined(changes):
-        child = _made(first, chosen)
+        child = made(first, chosen)
         taken = any(change.kind != "dropped" for change in chosen)
         if taken and len(child.text) <= max_characters and content_hash(child) not in tried:
             return [(sum(change.gain for change in chosen), child)]
@@ -105,21 +95,5 @@ def _combined(changes: Sequence[Change]) -> Iterator[list[Change]]:
         yield [change for place, change in enumerate(changes) if (change.gain > 0) != (place in some)]
 
 
-def _made(first: Template, chosen: Sequence[Change]) -> Template:
-    """The child, with what was taken over as its note."""
-    old = dict(first.settings)
-    moved = {change.what: change.label for change in chosen if change.kind == "setting"}
-    added = [change.what for change in chosen if change.kind == "added"]
-    dropped = [change.what for change in chosen if change.kind == "dropped"]
-    told = [f"{name}: {old[name]} → {label}" for name, label in moved.items()]
-    told += [f"+ {sentence!r}" for sentence in added] + [f"− {sentence!r}" for sentence in dropped]
-    child = with_sentences(with_settings(first, moved), dropped=dropped, added=added)
-    return replace(child, note=", ".join(told))
-
-
 def _coin(rng: random.Random) -> float:
     return rng.choice((-COIN, COIN))
-
-
-def _plain(sentence: str) -> str:
-    return "".join(sentence.split()).casefold()

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from grpo_ray.errors import ConfigError
 from grpo_ray.mutations._known import known
+from grpo_ray.mutations._texts import spaceless
 from grpo_ray.pieces import with_settings
 from grpo_ray.prompting import FEW_SHOT, content_hash, placeholders
 from grpo_ray.protocols import Oracle
@@ -34,11 +35,11 @@ async def mutate(
     the parent stays as it is.
     """
     parent, tried = parents[0].template, known(parents)
-    asked = {_plain(example.question) for example in parent.examples}
+    asked = {spaceless(example.question) for example in parent.examples}
     for prompt, scored in _best(parents, floor, dimension, rng) if _has_room(parent) else ():
         example = Example(prompt.task.question, scored.rollout.text.strip())
         fits = example.response and len(example.question) + len(example.response) <= longest
-        if not fits or _plain(example.question) in asked:
+        if not fits or spaceless(example.question) in asked:
             continue
         child = _with_example(parent, example, most)
         if content_hash(child) not in tried:
@@ -107,7 +108,3 @@ def _with_example(template: Template, example: Example, most: int) -> Template:
 
 def _told(gone: Sequence[Example]) -> str:
     return f"{gone[0].question[:80]!r} replaced" if gone else "examples enlarged"
-
-
-def _plain(question: str) -> str:
-    return "".join(question.split()).casefold()

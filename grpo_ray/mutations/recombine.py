@@ -2,26 +2,15 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from grpo_ray.errors import ConfigError
+from grpo_ray.mutations._changes import Change, made
 from grpo_ray.mutations._known import known
-from grpo_ray.pieces import loose, with_sentences, with_settings
+from grpo_ray.pieces import loose
 from grpo_ray.prompting import content_hash
 from grpo_ray.protocols import Oracle
 from grpo_ray.types import Parent, Template
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One step away from the parent, and what it promises."""
-
-    kind: Literal["setting", "added", "dropped"]
-    what: str
-    """A parameter's name, or a sentence."""
-    gain: float
-    label: str = ""
 
 
 async def mutate(
@@ -36,7 +25,9 @@ async def mutate(
     tried, most = known(parents), max(max_characters, len(first.text))
     changes = sorted(_changes(parents[0]), key=lambda change: -change.gain)
     better = [change for change in changes if change.gain > 0]
-    children = (_made(first, chosen) for chosen in _combined(better, moves))
+    children = (
+        replace(made(first, chosen), mutation="recombine", parents=(first.id,)) for chosen in _combined(better, moves)
+    )
     fresh = (child for child in children if len(child.text) <= most and content_hash(child) not in tried)
     return next(fresh, replace(first, mutation="recombine", parents=(first.id,), note="nothing promises more"))
 
@@ -68,15 +59,3 @@ def _combined(better: Sequence[Change], moves: int) -> Iterator[Sequence[Change]
     for place in reversed(range(len(best))):
         yield [*best[:place], *best[place + 1 :], *following]
     yield from (better[place : place + moves] for place in range(2, len(better)))
-
-
-def _made(first: Template, chosen: Sequence[Change]) -> Template:
-    """The child, with what was changed as its note."""
-    old = dict(first.settings)
-    moved = {change.what: change.label for change in chosen if change.kind == "setting"}
-    added = [change.what for change in chosen if change.kind == "added"]
-    dropped = [change.what for change in chosen if change.kind == "dropped"]
-    told = [f"{name}: {old[name]} → {label}" for name, label in moved.items()]
-    told += [f"+ {sentence!r}" for sentence in added] + [f"− {sentence!r}" for sentence in dropped]
-    child = with_sentences(with_settings(first, moved), dropped=dropped, added=added)
-    return replace(child, mutation="recombine", parents=(first.id,), note=", ".join(told)[:500])

@@ -268,10 +268,6 @@ def machine_rows(given: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _unmeasured(name: str) -> dict[str, Any]:
-    return row(name, None, "", how="not measured by this script yet")
-
-
 PARTS: dict[str, Callable[[Any], list[dict[str, Any]]]] = {
     "worlds": world_rows,
     "real": real_rows,

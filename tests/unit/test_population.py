@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_ray.errors import ConfigError
-from grpo_ray.evolution.births import REMEMBERED, fits
+from grpo_ray.evolution.births import REMEMBERED
 from grpo_ray.evolution.knowledge import gather
 from grpo_ray.population import begin, evolve, plan_refill, plan_waves, unfit
-from grpo_ray.prompting import check_template, content_hash
+from grpo_ray.prompting import check_template, content_hash, fits
 from grpo_ray.recipe import EvolutionSpec, PlanSpec, Recipe, SamplingSpec, Weighted
 from grpo_ray.types import Member, Policy, Population, Task
 
