@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from grpo_ray.errors import OracleError
 from grpo_ray.protocols import Oracle
@@ -14,13 +14,13 @@ class Silent:
 
     replies = 0
 
-    def within(self, scope: str) -> "Silent":
+    def within(self, scope: str) -> Self:
         return self
 
-    def at(self, name: str) -> "Silent":
+    def at(self, name: str) -> Self:
         return self
 
-    def again(self, times: int) -> "Silent":
+    def again(self, times: int) -> Self:
         return self
 
     async def complete(
@@ -46,14 +46,14 @@ class Silent:
 
 
 @dataclass(slots=True)
-class Counted(Silent):
+class Counted:
     """An oracle, and how many replies it gave."""
 
     oracle: Oracle
     counter: list[int] = field(default_factory=lambda: [0])
 
     @property
-    def replies(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def replies(self) -> int:
         return self.counter[0]
 
     def within(self, scope: str) -> "Counted":

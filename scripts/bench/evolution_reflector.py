@@ -14,10 +14,11 @@ import numpy as np
 from evolution_words import QUESTION, UNSET, Edit, Words
 from evolution_worlds import World
 
+from grpo_ray.asking import Silent
 from grpo_ray.canonical import digest
 from grpo_ray.errors import OracleError
 from grpo_ray.fenced import unfenced
-from grpo_ray.types import Message, Reply, Task
+from grpo_ray.types import Message, Reply
 
 CLUES = 3
 WHIMS = {"add": 0.5, "set": 0.35, "drop": 0.15}
@@ -83,22 +84,13 @@ def _inserted(text: str, line: str) -> str:
     return "\n".join([*lines[:place], line, *lines[place:]])
 
 
-class SimOracle:
+class SimOracle(Silent):
     """The reflector behind the Oracle protocol. A reply depends on the request and how often it came, not on when."""
 
     def __init__(self, world: World, seed: int) -> None:
         self.reflector = Reflector(world, seed)
         self._seed = seed
         self._asked: Counter[str] = Counter()
-
-    def within(self, scope: str) -> "SimOracle":
-        return self
-
-    def at(self, name: str) -> "SimOracle":
-        return self
-
-    def again(self, times: int) -> "SimOracle":
-        return self
 
     async def complete(
         self, messages: Sequence[Message], *, shape: type[Any] | None = None, nth: int | None = None
@@ -127,19 +119,6 @@ class SimOracle:
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Hashed bags of words, as unit vectors."""
         return [_bag(text) for text in texts]
-
-    async def nearest(self, text: str, *, limit: int = 10) -> list[tuple[str, float]]:
-        return []
-
-    async def check(
-        self,
-        task: Task,
-        answers: Sequence[str],
-        *,
-        verifier: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-    ) -> list[float | None]:
-        return [None for _ in answers]
 
 
 def filled(text: str, settings: Mapping[str, str], words: Words) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from grpo_ray.asking import Silent
 from grpo_ray.canonical import canonical
 from grpo_ray.pieces import jinja
 from grpo_ray.prompting import check_template, content_hash
-from grpo_ray.protocols import Oracle
 from grpo_ray.registry import find, names
 from grpo_ray.stand_ins.replies import reply_to
 from grpo_ray.types import (
@@ -61,17 +61,8 @@ HOPES = (
 )
 
 
-class Answering(Oracle):
+class Answering(Silent):
     """The bundled stand-in, without its server."""
-
-    def within(self, scope: str) -> "Answering":
-        return self
-
-    def at(self, name: str) -> "Answering":
-        return self
-
-    def again(self, times: int) -> "Answering":
-        return self
 
     async def complete(
         self, messages: Sequence[Message], *, shape: type[Any] | None = None, nth: int | None = None
@@ -85,9 +76,6 @@ class Answering(Oracle):
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         return [[1.0, 0.0] for _ in texts]
-
-    async def nearest(self, text: str, *, limit: int = 10) -> list[tuple[str, float]]:
-        return []
 
     async def check(
         self,

@@ -1,15 +1,14 @@
 """For tests of the population: templates of two parameters, a step's groups, and a world in which one tone is best."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
 
+from grpo_ray.asking import Silent
 from grpo_ray.errors import OracleError
 from grpo_ray.evolution.knowledge import gather, informed
 from grpo_ray.population import evolve, plan_waves
-from grpo_ray.protocols import Oracle
 from grpo_ray.recipe import Named, Recipe, Weighted
 from grpo_ray.trials import Trial
 from grpo_ray.types import (
@@ -34,17 +33,8 @@ LABELS = ("a", "b", "c", "d", "e", "f")
 
 
 @dataclass(frozen=True)
-class SilentOracle(Oracle):
+class SilentOracle(Silent):
     """An endpoint that is down."""
-
-    def within(self, scope: str) -> "SilentOracle":
-        return self
-
-    def at(self, name: str) -> "SilentOracle":
-        return self
-
-    def again(self, times: int) -> "SilentOracle":
-        return self
 
     async def complete(
         self, messages: Sequence[Message], *, shape: type | None = None, nth: int | None = None
@@ -53,19 +43,6 @@ class SilentOracle(Oracle):
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         raise OracleError("the endpoint is down")
-
-    async def nearest(self, text: str, *, limit: int = 10) -> list[tuple[str, float]]:
-        return []
-
-    async def check(
-        self,
-        task: Task,
-        answers: Sequence[str],
-        *,
-        verifier: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-    ) -> list[float | None]:
-        return [None for _ in answers]
 
 
 def template(name: str, kind: str = ANY) -> Template:
